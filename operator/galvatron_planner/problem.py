@@ -1,0 +1,81 @@
+"""What the search is asked: model, cluster, batch, limits and the measured profile, as one value with a digest."""
+
+from enum import StrEnum
+from typing import Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from galvatron_planner.cluster import Cluster
+from galvatron_planner.documents import Document, Value
+from galvatron_planner.model import ModelSpec, Precision
+from galvatron_planner.profiles import Profile
+
+
+class SearchDimension(StrEnum):
+    """A dimension as users name it; all five are searched unless excluded."""
+
+    DP = "DP"
+    SDP = "SDP"
+    TP = "TP"
+    PP = "PP"
+    CKPT = "CKPT"
+
+
+class Schedule(StrEnum):
+    """The order of forward and backward passes in a pipeline."""
+
+    GPIPE = "gpipe"
+    ONE_F_ONE_B = "1f1b"
+
+
+class BatchRange(Value):
+    """Global batch sizes to choose from: ``minimum``, ``minimum + step``, ... up to ``maximum``."""
+
+    minimum: PositiveInt
+    maximum: PositiveInt
+    step: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.maximum < self.minimum:
+            raise ValueError(f"batch maximum {self.maximum} is below its minimum {self.minimum}")
+        return self
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Every size, rising."""
+        return tuple(range(self.minimum, self.maximum + 1, self.step))
+
+
+class SearchLimits(Value):
+    """What the search may use.
+
+    Attributes:
+        excluded: dimensions it leaves alone.
+        max_tensor_degree: largest tensor-parallel degree.
+        max_pipeline_degree: largest number of stages.
+        schedule: the pipeline schedule of the plan.
+    """
+
+    excluded: tuple[SearchDimension, ...] = ()
+    max_tensor_degree: PositiveInt = Field(default=1 << 30)
+    max_pipeline_degree: PositiveInt = Field(default=1 << 30)
+    schedule: Schedule = Schedule.ONE_F_ONE_B
+
+    def allows(self, dimension: SearchDimension) -> bool:
+        """Tell whether the search may use ``dimension``."""
+        return dimension not in self.excluded
+
+
+class PlanningProblem(Document):
+    """Everything that decides a plan; equal problems have equal plans."""
+
+    schema_tag: Literal["galvatron/planning-problem/v1"] = Field(
+        default="galvatron/planning-problem/v1", alias="schema"
+    )
+    model: ModelSpec
+    precision: Precision
+    cluster: Cluster
+    batch: BatchRange
+    limits: SearchLimits = SearchLimits()
+    profile: Profile

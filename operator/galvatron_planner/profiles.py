@@ -1,0 +1,201 @@
+"""Document 1, what to measure, and document 2, what was measured; and the curves between measured points.
+
+A profile is made by the runtime on the very devices of the job (all of them computing and communicating at once, as in
+training), or taken from a cache under the digest of its request.
+"""
+
+from enum import StrEnum
+from itertools import pairwise
+from typing import Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from galvatron_planner.cluster import DeviceKind, Group
+from galvatron_planner.documents import Digest, Document, Value
+from galvatron_planner.errors import MissingMeasurement
+from galvatron_planner.model import LayerSpec, Precision
+
+
+class Collective(StrEnum):
+    """A communication pattern, and what its payload bytes mean."""
+
+    ALL_REDUCE = "all_reduce"
+    """Payload: the tensor that every device holds before and after."""
+    ALL_GATHER = "all_gather"
+    """Payload: the gathered tensor."""
+    REDUCE_SCATTER = "reduce_scatter"
+    """Payload: the tensor before it is scattered."""
+    ALL_TO_ALL = "all_to_all"
+    """Payload: what one device holds and redistributes, including its own part."""
+    POINT_TO_POINT = "point_to_point"
+    """Payload: the tensor sent; the group is a pair ``stride`` ranks apart."""
+
+
+class ProfileRequest(Document):
+    """Document 1: what the search will ask for.
+
+    Attributes:
+        layers: the distinct layers of the model.
+        precision: number format of the computation.
+        micro_batch_sizes: local samples per layer pass to measure, rising.
+        tensor_degrees: tensor-parallel degrees to measure, rising, 1 first.
+        groups: groups whose collectives are to be measured.
+        payload_bytes: sizes at which collectives are measured, rising.
+        num_nodes: nodes of the job.
+        devices_per_node: devices on each node.
+        device_kind: GPU or CPU process.
+        runtime_version: image digest or package version that measures; another runtime, another profile.
+    """
+
+    schema_tag: Literal["galvatron/profile-request/v1"] = Field(default="galvatron/profile-request/v1", alias="schema")
+    layers: tuple[LayerSpec, ...]
+    precision: Precision
+    micro_batch_sizes: tuple[PositiveInt, ...]
+    tensor_degrees: tuple[PositiveInt, ...]
+    groups: tuple[Group, ...]
+    payload_bytes: tuple[PositiveInt, ...]
+    num_nodes: PositiveInt
+    devices_per_node: PositiveInt
+    device_kind: DeviceKind
+    runtime_version: str
+
+
+class LayerSample(Value):
+    """One layer measured at one local micro-batch size.
+
+    Attributes:
+        micro_batch_size: samples through the layer on one device.
+        forward_seconds: one forward pass, without communication.
+        backward_seconds: one backward pass, without communication and without recomputation.
+        activation_bytes: kept from forward to backward without checkpointing; the layer's input included, its output
+            not.
+        transient_bytes: peak working memory of forward or backward above the kept activations and parameter state.
+    """
+
+    micro_batch_size: PositiveInt
+    forward_seconds: NonNegativeFloat
+    backward_seconds: NonNegativeFloat
+    activation_bytes: NonNegativeInt
+    transient_bytes: NonNegativeInt
+
+
+class LayerProfile(Value):
+    """One distinct layer, split ``tensor_degree`` ways; samples by rising micro-batch size."""
+
+    layer: LayerSpec
+    tensor_degree: PositiveInt
+    samples: tuple[LayerSample, ...] = Field(min_length=1)
+
+
+class LinkSample(Value):
+    """One collective at one payload, in seconds from the first device that enters to the last that leaves."""
+
+    payload_bytes: PositiveInt
+    seconds: NonNegativeFloat
+
+
+class LinkProfile(Value):
+    """One collective over one group; samples by rising payload."""
+
+    collective: Collective
+    group: Group
+    samples: tuple[LinkSample, ...] = Field(min_length=2)
+
+    def seconds(self, payload_bytes: float) -> float:
+        """Duration for any payload: linear between samples, the last slope beyond them."""
+        return interpolate(payload_bytes, tuple((float(s.payload_bytes), s.seconds) for s in self.samples))
+
+
+class Profile(Document):
+    """Document 2: measured costs of layers and of collectives.
+
+    Attributes:
+        request_digest: the request that was answered.
+        device_name: as the device calls itself.
+        torch_version: of the measuring runtime.
+        layers: per distinct layer and tensor degree.
+        links: per collective and group.
+        computation_slowdown: factor on computation while a collective runs beside it, at least 1.
+        communication_slowdown: factor on a collective while computation runs beside it, at least 1.
+        optimizer_seconds_per_parameter: clipping and AdamW step, per parameter held by a device.
+        step_overhead_seconds: what a step costs beyond layers, collectives and optimizer (data, loss, bookkeeping).
+        reserve_bytes: device memory taken before the first parameter (context, libraries, communicators).
+    """
+
+    schema_tag: Literal["galvatron/profile/v1"] = Field(default="galvatron/profile/v1", alias="schema")
+    request_digest: Digest
+    device_name: str
+    torch_version: str
+    layers: tuple[LayerProfile, ...]
+    links: tuple[LinkProfile, ...]
+    computation_slowdown: float = Field(ge=1)
+    communication_slowdown: float = Field(ge=1)
+    optimizer_seconds_per_parameter: NonNegativeFloat
+    step_overhead_seconds: NonNegativeFloat
+    reserve_bytes: NonNegativeInt
+
+    @model_validator(mode="after")
+    def _check_rising(self) -> Self:
+        for layer in self.layers:
+            if not _rises([sample.micro_batch_size for sample in layer.samples]):
+                raise ValueError(f"samples of {layer.layer.kind} do not rise in micro-batch size")
+        for link in self.links:
+            if not _rises([sample.payload_bytes for sample in link.samples]):
+                raise ValueError(f"samples of {link.collective} do not rise in payload")
+        return self
+
+    def layer(self, layer: LayerSpec, tensor_degree: int) -> LayerProfile:
+        """Look up a layer's measurement.
+
+        Raises:
+            MissingMeasurement: when the profile was made for other layers or degrees.
+        """
+        for candidate in self.layers:
+            if candidate.tensor_degree == tensor_degree and candidate.layer == layer:
+                return candidate
+        raise MissingMeasurement(
+            f"the profile has no {layer.kind} layer of hidden size {layer.hidden_size}"
+            f" at tensor degree {tensor_degree}",
+            remedy="profile again for this model",
+        )
+
+    def link(self, collective: Collective, group: Group) -> LinkProfile:
+        """Look up a collective's measurement.
+
+        Raises:
+            MissingMeasurement: when the profile was made for another cluster.
+        """
+        for candidate in self.links:
+            if candidate.collective is collective and candidate.group == group:
+                return candidate
+        raise MissingMeasurement(
+            f"the profile has no {collective} over groups of {group.size} devices {group.stride} apart",
+            remedy="profile again on this cluster",
+        )
+
+
+def interpolate(x: float, points: tuple[tuple[float, float], ...]) -> float:
+    """Read a piecewise linear curve at ``x``.
+
+    Args:
+        x: where to read it.
+        points: (x, y) with rising x, at least one.
+
+    Returns:
+        y; below the first point the first y times x over the first x or the first segment's line, whichever is
+        larger and not negative; beyond the last point the last segment's line.
+    """
+    if len(points) == 1:
+        return points[0][1] * x / points[0][0]
+    segments = list(pairwise(points))
+    (x0, y0), (x1, y1) = next((s for s in segments if x <= s[1][0]), segments[-1])
+    slope = (y1 - y0) / (x1 - x0)
+    if x > points[-1][0]:
+        # Noise can make the last segment fall; cost never does.
+        slope = max(slope, 0.0)
+    value = y0 + slope * (x - x0)
+    return max(value, points[0][1] * x / points[0][0]) if x < points[0][0] else value
+
+
+def _rises(numbers: list[int]) -> bool:
+    return all(a < b for a, b in pairwise(numbers))

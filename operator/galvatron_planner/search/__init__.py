@@ -1,0 +1,1 @@
+"""The balanced strategy search: PlanningProblem -> Solution."""

@@ -1,0 +1,1 @@
+"""ProfileRequest -> Profile: times the very modules and collectives that training uses."""

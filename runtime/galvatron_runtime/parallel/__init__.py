@@ -1,0 +1,1 @@
+"""One file a dimension: how each way of splitting a layer is done on torch."""
