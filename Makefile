@@ -1,0 +1,67 @@
+# Everything a developer or a first user needs; each target sets up what it needs on a fresh Debian machine.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+JOB ?= docs/examples/quickstart.yaml
+CLUSTER := bash tests/cluster/cluster.sh
+CHART := charts/galvatron-operator
+
+.PHONY: help run test check format bench cluster cluster-down images chart clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
+
+run: $(INSTALLED) ## profile, plan and train docs/examples/quickstart.yaml on this machine (JOB=... for another)
+	$(BIN)/galvatron run $(JOB)
+
+test: $(INSTALLED) ## everything, the real cluster included
+	bash tests/run.sh
+
+check: $(INSTALLED) ## format, lint, types, import contracts and fast tests; under a minute
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pytest -q -m "not distributed and not gpu and not k8s and not helm and not slow"
+
+format: $(INSTALLED) ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix --exit-zero .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED) ## measure: search times, predicted against measured steps
+	cd tests && ../$(BIN)/python -m benchmarks.search
+	cd tests && ../$(BIN)/python -m benchmarks.accuracy
+
+cluster: $(INSTALLED) ## a real two-node Kubernetes with the operator and an example job, left running
+	$(CLUSTER) up
+	$(CLUSTER) images
+	bash tests/cluster/demo.sh
+
+cluster-down: ## remove that cluster and all it left
+	$(CLUSTER) down
+
+images: ## build the operator's and the runtime's image with buildah (docker build --target ... works as well)
+	$(CLUSTER) images
+
+chart: ## copy the CRD into the chart
+	cp crds/galvatronjobs.yaml $(CHART)/files/galvatronjobs.yaml
+
+clean: ## remove what was built and measured here
+	rm -rf $(VENV) .cache .build .mypy_cache .ruff_cache .pytest_cache galvatron-runs
+
+# The virtual environment; Debian ships venv apart from Python.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "galvatron needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "== installing python3-venv"; apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null; } \
+	  || { echo "Python lacks venv: install python3-venv (as root: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "== installing galvatron and its dependencies into $(VENV) (first time: some minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[operator,runtime,dev]'
+	@touch $@
