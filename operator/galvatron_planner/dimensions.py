@@ -1,9 +1,46 @@
-"""THE TABLE dimension -> rules: what a layer admits, and (for the cost model) what it shards and communicates."""
+"""THE TABLE dimension -> rules: what a layer admits, what each dimension shards, and what it communicates.
 
+The cost model prices what is listed here and knows no dimension by name; the runtime's half is ``parallel/``.
+"""
+
+from dataclasses import dataclass
 from typing import assert_never
 
-from galvatron_planner.model import Block, Embedding, Head, LayerSpec
+from galvatron_planner.cluster import DeviceKind, Group
+from galvatron_planner.model import Block, Embedding, Head, LayerSpec, Precision
+from galvatron_planner.profiles import Collective
 from galvatron_planner.strategy import Dimension, LayerStrategy
+from galvatron_planner.workload import Parameter, boundary_bytes, parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Communication:
+    """One collective of one layer; what ``payload_bytes`` means is said by the collective."""
+
+    collective: Collective
+    group: Group
+    payload_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCommunication:
+    """Everything one layer communicates along its axes.
+
+    Attributes:
+        forward: per micro-batch; computation waits for it.
+        backward: per micro-batch; computation waits for it.
+        recomputed: the part of ``forward`` that activation checkpointing repeats in the backward pass.
+        forward_prefetched: per micro-batch; runs beside computation where the device can do both.
+        backward_prefetched: per micro-batch; runs beside computation where the device can do both.
+        gradient_sync: once per step; runs beside the backward pass of the last micro-batch.
+    """
+
+    forward: tuple[Communication, ...] = ()
+    backward: tuple[Communication, ...] = ()
+    recomputed: tuple[Communication, ...] = ()
+    forward_prefetched: tuple[Communication, ...] = ()
+    backward_prefetched: tuple[Communication, ...] = ()
+    gradient_sync: tuple[Communication, ...] = ()
 
 
 def refusal(layer: LayerSpec, strategy: LayerStrategy) -> str | None:
@@ -21,6 +58,118 @@ def refusal(layer: LayerSpec, strategy: LayerStrategy) -> str | None:
             return None
         case _:
             assert_never(layer)
+
+
+def communication(
+    layer: LayerSpec, strategy: LayerStrategy, *, local_samples: int, precision: Precision
+) -> LayerCommunication:
+    """List what a layer communicates.
+
+    Args:
+        layer: its shape.
+        strategy: how it is split.
+        local_samples: samples of one micro-batch on one device.
+        precision: number format of the computation.
+    """
+    total = LayerCommunication()
+    stride = 1
+    for axis in strategy.axes:
+        group = Group(size=axis.degree, stride=stride)
+        stride *= axis.degree
+        match axis.dimension:
+            case Dimension.TENSOR:
+                part = _tensor_communication(layer, group, local_samples, precision)
+            case Dimension.DATA:
+                part = _data_communication(layer, strategy, group, precision)
+            case Dimension.SHARDED_DATA:
+                part = _sharded_communication(layer, strategy, group, precision)
+            case _:
+                assert_never(axis.dimension)
+        total = _join(total, part)
+    return total
+
+
+def prefetches(dimension: Dimension, device_kind: DeviceKind) -> bool:
+    """Tell whether the collectives of a dimension run beside computation.
+
+    The gradient buckets of ``dp`` are reduced asynchronously everywhere. FSDP2 overlaps with CUDA streams only: on CPU
+    its gathers and reduce-scatters block the caller (torch 2.13, ``foreach_all_gather`` and ``foreach_reduce``).
+    """
+    match dimension:
+        case Dimension.DATA:
+            return True
+        case Dimension.SHARDED_DATA:
+            return device_kind is DeviceKind.CUDA
+        case Dimension.TENSOR:
+            return False
+        case _:
+            assert_never(dimension)
+
+
+def held_elements(layer: LayerSpec, strategy: LayerStrategy) -> int:
+    """Count the parameter elements whose state the fullest device keeps: split by ``tp``, then sharded by ``fsdp``."""
+    shards = strategy.degree(Dimension.SHARDED_DATA)
+    return sum(_shard_elements(p, strategy.tensor_degree, shards) for p in parameters(layer))
+
+
+def gathered_elements(layer: LayerSpec, strategy: LayerStrategy) -> int:
+    """Count the elements of a layer's parameters once ``fsdp`` has gathered them, padding included."""
+    return held_elements(layer, strategy) * strategy.degree(Dimension.SHARDED_DATA)
+
+
+def _shard_elements(parameter: Parameter, tensor_degree: int, shards: int) -> int:
+    # FSDP2 shards dim 0 of what tensor parallelism left and pads the last shard.
+    rows = parameter.shape[0]
+    if parameter.split_dim == 0:
+        rows = -(-rows // tensor_degree)
+    return parameter.local_elements(tensor_degree) // rows * -(-rows // shards)
+
+
+def _tensor_communication(
+    layer: LayerSpec, group: Group, local_samples: int, precision: Precision
+) -> LayerCommunication:
+    """List the all-reduces of Megatron-LM (Shoeybi et al. 2019, section 3), vocabulary-parallel at both ends."""
+    hidden = Communication(Collective.ALL_REDUCE, group, local_samples * boundary_bytes(layer, precision))
+    match layer:
+        case Embedding():
+            return LayerCommunication(forward=(hidden,))
+        case Block():
+            return LayerCommunication(forward=(hidden, hidden), backward=(hidden, hidden), recomputed=(hidden, hidden))
+        case Head():
+            # Maximum, sum of exponentials and the target's score, one number a token each, not below FP32.
+            per_token = local_samples * layer.sequence_length * max(4, precision.activation_bytes)
+            small = Communication(Collective.ALL_REDUCE, group, per_token)
+            return LayerCommunication(forward=(small, small, small), backward=(hidden,))
+        case _:
+            assert_never(layer)
+
+
+def _data_communication(
+    layer: LayerSpec, strategy: LayerStrategy, group: Group, precision: Precision
+) -> LayerCommunication:
+    payload = held_elements(layer, strategy) * precision.parameter_bytes
+    return LayerCommunication(gradient_sync=(Communication(Collective.ALL_REDUCE, group, payload),))
+
+
+def _sharded_communication(
+    layer: LayerSpec, strategy: LayerStrategy, group: Group, precision: Precision
+) -> LayerCommunication:
+    """List the collectives of ZeRO stage 3 (Rajbhandari et al. 2020); gradients are reduced after every micro-batch."""
+    elements = gathered_elements(layer, strategy)
+    gather = Communication(Collective.ALL_GATHER, group, elements * precision.activation_bytes)
+    scatter = Communication(Collective.REDUCE_SCATTER, group, elements * precision.parameter_bytes)
+    return LayerCommunication(forward_prefetched=(gather,), backward_prefetched=(gather, scatter))
+
+
+def _join(one: LayerCommunication, other: LayerCommunication) -> LayerCommunication:
+    return LayerCommunication(
+        forward=one.forward + other.forward,
+        backward=one.backward + other.backward,
+        recomputed=one.recomputed + other.recomputed,
+        forward_prefetched=one.forward_prefetched + other.forward_prefetched,
+        backward_prefetched=one.backward_prefetched + other.backward_prefetched,
+        gradient_sync=one.gradient_sync + other.gradient_sync,
+    )
 
 
 def _block_refusal(layer: Block, tensor_degree: int) -> str | None:

@@ -1,0 +1,211 @@
+"""Time and memory of one layer under one strategy: measured passes, collectives beside and between them, exact bytes.
+
+Sources: Galvatron (arXiv 2211.13878, section 3.3) for what is counted; every number comes from the profile. Bytes per
+parameter are those of the runtime (docs/architecture.md, memory): parameter, gradient and two moments of AdamW at the
+precision of storage; computing in half precision adds a half-precision copy, which ``fsdp`` makes anew at every gather.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil
+
+from galvatron_planner.cluster import DeviceKind
+from galvatron_planner.dimensions import (
+    Communication,
+    LayerCommunication,
+    communication,
+    gathered_elements,
+    held_elements,
+    prefetches,
+)
+from galvatron_planner.model import LayerSpec, Precision
+from galvatron_planner.profiles import LayerProfile, Profile, interpolate
+from galvatron_planner.strategy import Dimension, LayerStrategy
+from galvatron_planner.workload import boundary_bytes
+
+STORED_PER_PARAMETER = 4
+"""Parameter, gradient, and the two moments of AdamW."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What every price depends on besides the layer and its strategy."""
+
+    profile: Profile
+    precision: Precision
+    device_kind: DeviceKind
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """One layer on its fullest device.
+
+    Attributes:
+        forward_seconds: per micro-batch, communication included.
+        backward_seconds: per micro-batch, communication and recomputation included.
+        sync_seconds: once per step, the part of the gradients' all-reduce that the last backward pass does not hide.
+        optimizer_seconds: once per step.
+        state_bytes: held for the whole run.
+        activation_bytes: held per micro-batch from forward to backward.
+        bucket_bytes: held while gradients are reduced, when the last micro-batch's activations are going.
+        transient_bytes: working memory above all that while the layer computes, its gathered parameters included.
+        gathered_bytes: its parameters gathered ahead, while the layer after it is in its backward pass.
+    """
+
+    forward_seconds: float
+    backward_seconds: float
+    sync_seconds: float
+    optimizer_seconds: float
+    state_bytes: int
+    activation_bytes: int
+    bucket_bytes: int
+    transient_bytes: int
+    gathered_bytes: int
+
+    def kept_bytes(self, in_flight: int) -> int:
+        """Bytes held with ``in_flight`` micro-batches between forward and backward.
+
+        Buckets fill while the last micro-batch's activations are freed layer by layer, so a layer holds the larger of
+        the two; the sum over layers is then an upper bound of both peaks, end of forward and inside backward.
+        """
+        return self.state_bytes + max(in_flight * self.activation_bytes, self.bucket_bytes)
+
+    def step_seconds(self, num_micro_batches: int) -> float:
+        """Seconds of a whole step: what the search minimises over a stage's layers."""
+        per_micro_batch = self.forward_seconds + self.backward_seconds
+        return num_micro_batches * per_micro_batch + self.sync_seconds + self.optimizer_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class _Passes:
+    """Measured passes of one micro-batch's share on one device, without communication."""
+
+    forward_seconds: float
+    backward_seconds: float
+    activation_bytes: int
+    transient_bytes: int
+
+
+def price(layer: LayerSpec, strategy: LayerStrategy, *, micro_batch_size: int, conditions: Conditions) -> LayerCost:
+    """Price a layer.
+
+    Args:
+        layer: its shape.
+        strategy: how it is split over its stage.
+        micro_batch_size: samples of one micro-batch over all devices of the stage, divisible by the data degree.
+        conditions: the profile and what it was made for.
+
+    Raises:
+        MissingMeasurement: when the profile was made for another model or cluster.
+    """
+    local_samples = micro_batch_size // strategy.data_degree
+    passes = _passes(conditions.profile.layer(layer, strategy.tensor_degree), local_samples)
+    spoken = communication(layer, strategy, local_samples=local_samples, precision=conditions.precision)
+    recomputed = passes.forward_seconds if strategy.checkpoint else 0.0
+    backward = recomputed + passes.backward_seconds
+    blocking = spoken.backward + (spoken.recomputed if strategy.checkpoint else ())
+    input_bytes = local_samples * boundary_bytes(layer, conditions.precision)
+    held = held_elements(layer, strategy)
+    return LayerCost(
+        forward_seconds=_seconds(spoken.forward, conditions)
+        + _with_prefetch(passes.forward_seconds, spoken.forward_prefetched, conditions),
+        backward_seconds=_seconds(blocking, conditions)
+        + _with_prefetch(backward, spoken.backward_prefetched, conditions),
+        sync_seconds=_exposed_sync_seconds(backward, spoken, conditions),
+        optimizer_seconds=held * conditions.profile.optimizer_seconds_per_parameter,
+        state_bytes=_state_bytes(strategy, held, conditions.precision),
+        activation_bytes=min(input_bytes, passes.activation_bytes) if strategy.checkpoint else passes.activation_bytes,
+        bucket_bytes=held * conditions.precision.parameter_bytes if spoken.gradient_sync else 0,
+        transient_bytes=passes.transient_bytes
+        + (max(passes.activation_bytes - input_bytes, 0) if strategy.checkpoint else 0)
+        + _unsharded_bytes(layer, strategy, conditions.precision),
+        gathered_bytes=_gathered_bytes(layer, strategy, conditions.precision),
+    )
+
+
+def overlapped_seconds(
+    computation: float, collective: float, *, computation_slowdown: float, communication_slowdown: float
+) -> float:
+    """Duration of computation and communication that start together.
+
+    While both run, each takes its slowdown times as long; when one ends, the other goes on at full speed and sticks
+    out. With slowdowns of 2 the sum of both results: two processes that share one core.
+
+    Source: the overlap slowdown of Galvatron (arXiv 2211.13878, section 3.3.1), measured for both sides.
+    """
+    slow_computation = computation * computation_slowdown
+    slow_communication = collective * communication_slowdown
+    if slow_computation <= slow_communication:
+        return slow_computation + (collective - slow_computation / communication_slowdown)
+    return slow_communication + (computation - slow_communication / computation_slowdown)
+
+
+def _passes(measured: LayerProfile, local_samples: int) -> _Passes:
+    samples = [(float(s.micro_batch_size), s) for s in measured.samples]
+
+    def curve(points: Iterable[tuple[float, float]]) -> float:
+        return interpolate(local_samples, tuple(points))
+
+    return _Passes(
+        forward_seconds=curve((x, s.forward_seconds) for x, s in samples),
+        backward_seconds=curve((x, s.backward_seconds) for x, s in samples),
+        activation_bytes=ceil(curve((x, float(s.activation_bytes)) for x, s in samples)),
+        transient_bytes=ceil(curve((x, float(s.transient_bytes)) for x, s in samples)),
+    )
+
+
+def _seconds(collectives: Iterable[Communication], conditions: Conditions) -> float:
+    return sum(conditions.profile.link(one.collective, one.group).seconds(one.payload_bytes) for one in collectives)
+
+
+def _with_prefetch(computation: float, collectives: tuple[Communication, ...], conditions: Conditions) -> float:
+    communicated = _seconds(collectives, conditions)
+    if not prefetches(Dimension.SHARDED_DATA, conditions.device_kind):
+        return computation + communicated
+    return _overlapped(computation, communicated, conditions.profile)
+
+
+def _exposed_sync_seconds(backward: float, spoken: LayerCommunication, conditions: Conditions) -> float:
+    """Give what the all-reduce of a layer's gradients adds to the backward pass of the last micro-batch.
+
+    Each layer hides its collective behind as much backward computation as is its own: other layers hide theirs.
+    """
+    return _overlapped(backward, _seconds(spoken.gradient_sync, conditions), conditions.profile) - backward
+
+
+def _overlapped(computation: float, collective: float, profile: Profile) -> float:
+    return overlapped_seconds(
+        computation,
+        collective,
+        computation_slowdown=profile.computation_slowdown,
+        communication_slowdown=profile.communication_slowdown,
+    )
+
+
+def _state_bytes(strategy: LayerStrategy, held: int, precision: Precision) -> int:
+    stored = held * STORED_PER_PARAMETER * precision.parameter_bytes
+    if _computes_in_copy(precision) and strategy.degree(Dimension.SHARDED_DATA) == 1:
+        return stored + held * precision.activation_bytes
+    return stored
+
+
+def _computes_in_copy(precision: Precision) -> bool:
+    return precision.activation_bytes != precision.parameter_bytes
+
+
+def _gathered_bytes(layer: LayerSpec, strategy: LayerStrategy, precision: Precision) -> int:
+    if strategy.degree(Dimension.SHARDED_DATA) == 1:
+        return 0
+    return gathered_elements(layer, strategy) * precision.activation_bytes
+
+
+def _unsharded_bytes(layer: LayerSpec, strategy: LayerStrategy, precision: Precision) -> int:
+    """Bytes of a ``fsdp`` layer's unsharded tensors in its backward pass.
+
+    Gathered parameters, their gradients in the precision of computation, and the flat input of one reduce-scatter in
+    the precision of storage: this layer's, or still the next layer's.
+    """
+    if strategy.degree(Dimension.SHARDED_DATA) == 1:
+        return 0
+    elements = gathered_elements(layer, strategy)
+    return elements * (2 * precision.activation_bytes + precision.parameter_bytes)

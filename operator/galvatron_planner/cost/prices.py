@@ -1,0 +1,134 @@
+"""Every price of one planning problem, worked out once: layers, changes of layout, and transfers between stages."""
+
+from dataclasses import dataclass
+
+from galvatron_planner.cluster import Group
+from galvatron_planner.cost import layer as layers
+from galvatron_planner.cost import transition
+from galvatron_planner.cost.layer import Conditions, LayerCost
+from galvatron_planner.cost.transition import TransitionCost
+from galvatron_planner.model import LayerSpec
+from galvatron_planner.problem import PlanningProblem
+from galvatron_planner.profiles import Collective
+from galvatron_planner.strategy import LayerStrategy, Layout
+from galvatron_planner.workload import boundary_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """One stage under given strategies.
+
+    Attributes:
+        forward_seconds: one micro-batch, changes of layout included.
+        backward_seconds: one micro-batch, changes of layout included.
+        sync_seconds: once per step, gradient reduction that sticks out.
+        optimizer_seconds: once per step.
+        peak_bytes: upper bound of device memory, without the reserve.
+        exit_layout: how the stage's output lies on its devices.
+    """
+
+    forward_seconds: float
+    backward_seconds: float
+    sync_seconds: float
+    optimizer_seconds: float
+    peak_bytes: int
+    exit_layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class StagePosition:
+    """Where a stage stands in its pipeline, as far as its price depends on it.
+
+    Attributes:
+        micro_batch_size: samples of one micro-batch over all devices of the stage.
+        in_flight: micro-batches whose activations it holds at most.
+        entry: layout in which the previous stage sends, absent on the first stage.
+        feeds_next: whether another stage follows.
+    """
+
+    micro_batch_size: int
+    in_flight: int
+    entry: Layout | None
+    feeds_next: bool
+
+
+class PriceList:
+    """Prices under the conditions of one problem; it has state because prices are asked for again and again."""
+
+    def __init__(self, conditions: Conditions) -> None:
+        self.conditions = conditions
+        self._layers: dict[tuple[LayerSpec, LayerStrategy, int], LayerCost] = {}
+        self._transitions: dict[tuple[Layout, Layout, int], TransitionCost] = {}
+
+    @classmethod
+    def of(cls, problem: PlanningProblem) -> "PriceList":
+        """Start the price list of a problem."""
+        return cls(Conditions(problem.profile, problem.precision, problem.cluster.device_kind))
+
+    def layer(self, layer: LayerSpec, strategy: LayerStrategy, micro_batch_size: int) -> LayerCost:
+        """Price a layer."""
+        key = (layer, strategy, micro_batch_size)
+        if key not in self._layers:
+            self._layers[key] = layers.price(
+                layer, strategy, micro_batch_size=micro_batch_size, conditions=self.conditions
+            )
+        return self._layers[key]
+
+    def transition(self, before: Layout, after: Layout, micro_batch_bytes: int) -> TransitionCost:
+        """Price a change of layout between neighbours."""
+        key = (before, after, micro_batch_bytes)
+        if key not in self._transitions:
+            self._transitions[key] = transition.price(
+                before, after, micro_batch_bytes=micro_batch_bytes, profile=self.conditions.profile
+            )
+        return self._transitions[key]
+
+    def hop_seconds(self, exit_layout: Layout, micro_batch_bytes: int) -> float:
+        """Price one transfer from a stage to the next, in the sender's layout: each rank to its partner."""
+        num_devices = exit_layout.data_degree * exit_layout.tensor_degree
+        link = self.conditions.profile.link(Collective.POINT_TO_POINT, Group(size=2, stride=num_devices))
+        return link.seconds(micro_batch_bytes // exit_layout.data_degree)
+
+    def micro_batch_bytes(self, layer: LayerSpec, micro_batch_size: int) -> int:
+        """Bytes of a whole micro-batch's hidden activation at the boundary of a layer."""
+        return micro_batch_size * boundary_bytes(layer, self.conditions.precision)
+
+    def entry_bytes(self, position: StagePosition, micro_batch_bytes: int) -> int:
+        """Bytes of the buffer into which the previous stage sends."""
+        return 0 if position.entry is None else micro_batch_bytes // position.entry.data_degree
+
+    def exit_bytes(self, position: StagePosition, exit_layout: Layout, micro_batch_bytes: int) -> int:
+        """Bytes of the outputs that wait for their gradients, one per micro-batch in flight, and of one gradient."""
+        if not position.feeds_next:
+            return 0
+        return (position.in_flight + 1) * (micro_batch_bytes // exit_layout.data_degree)
+
+    def stage(
+        self, stage_layers: tuple[LayerSpec, ...], strategies: tuple[LayerStrategy, ...], position: StagePosition
+    ) -> StageCost:
+        """Price a stage whose strategies are given.
+
+        The peak adds what is kept by all layers to the largest transient of one layer; a ``fsdp`` neighbour in front
+        is gathered ahead of its own backward pass and counts with the layer behind it.
+        """
+        size = position.micro_batch_size
+        costs = [self.layer(one, strategy, size) for one, strategy in zip(stage_layers, strategies, strict=True)]
+        moved = self.micro_batch_bytes(stage_layers[0], size)
+        layouts = [strategy.layout for strategy in strategies]
+        before = [position.entry or layouts[0], *layouts[:-1]]
+        moves = [self.transition(one, other, moved) for one, other in zip(before, layouts, strict=True)]
+        gathered = [0, *(cost.gathered_bytes for cost in costs[:-1])]
+        transient = max(
+            max(cost.transient_bytes + ahead, move.transient_bytes)
+            for cost, ahead, move in zip(costs, gathered, moves, strict=True)
+        )
+        kept = sum(cost.kept_bytes(position.in_flight) for cost in costs)
+        boundaries = self.entry_bytes(position, moved) + self.exit_bytes(position, layouts[-1], moved)
+        return StageCost(
+            forward_seconds=sum(c.forward_seconds for c in costs) + sum(m.forward_seconds for m in moves),
+            backward_seconds=sum(c.backward_seconds for c in costs) + sum(m.backward_seconds for m in moves),
+            sync_seconds=sum(c.sync_seconds for c in costs),
+            optimizer_seconds=sum(c.optimizer_seconds for c in costs),
+            peak_bytes=kept + transient + boundaries,
+            exit_layout=layouts[-1],
+        )

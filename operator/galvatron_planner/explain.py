@@ -1,0 +1,168 @@
+"""A plan and its search report for people: rows for tables, and the same as plain text.
+
+It only formats: every number comes from the two documents.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import groupby
+
+from galvatron_planner.plan import Plan
+from galvatron_planner.search.report import Alternative, Baseline, SearchReport
+from galvatron_planner.units import format_bytes, format_seconds
+
+BINDING_SHARE = 0.95
+"""From this share of a device's memory on, we say that memory binds."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageRow:
+    """One pipeline stage: which ranks, which layers in which strategies, how long, how full."""
+
+    stage: str
+    ranks: str
+    layers: str
+    micro_batch: str
+    peak: str
+    full: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """One plan among others: a runner-up or a baseline."""
+
+    name: str
+    step: str
+    samples_per_second: str
+    peak: str
+    speedup: str
+    plan: str
+
+
+def stage_rows(plan: Plan) -> tuple[StageRow, ...]:
+    """Describe a plan stage by stage."""
+    memory = plan.cluster.device_memory_bytes
+    rows = []
+    for index, (first, peak, seconds) in enumerate(
+        zip(plan.first_layers, plan.estimate.stage_peak_bytes, plan.estimate.stage_seconds, strict=True)
+    ):
+        first_rank = index * plan.devices_per_stage
+        rows.append(
+            StageRow(
+                stage=str(index),
+                ranks=_span(first_rank, first_rank + plan.devices_per_stage - 1),
+                layers=", ".join(_layer_runs(plan, index, first)),
+                micro_batch=format_seconds(seconds),
+                peak=format_bytes(peak),
+                full=f"{peak / memory:.0%}",
+            )
+        )
+    return tuple(rows)
+
+
+def baseline_rows(plan: Plan, report: SearchReport) -> tuple[PlanRow, ...]:
+    """Compare the plan with what single dimensions achieve."""
+    return tuple(_baseline_row(plan, baseline) for baseline in report.baselines)
+
+
+def runner_up_rows(plan: Plan, report: SearchReport) -> tuple[PlanRow, ...]:
+    """Compare the plan with the best plans of other pipeline degrees."""
+    return tuple(_plan_row(plan, f"pp{one.pipeline_degree}", one) for one in report.runners_up)
+
+
+def reasons(plan: Plan, report: SearchReport) -> tuple[str, ...]:
+    """Say in sentences why this plan wins and what keeps it from being faster."""
+    return tuple(_reasons(plan, report))
+
+
+def explain(plan: Plan, report: SearchReport) -> str:
+    """Write everything as plain text."""
+    tables = (
+        ("Stages", stage_rows(plan)),
+        ("Single dimensions on the same devices", baseline_rows(plan, report)),
+        ("Other pipeline degrees", runner_up_rows(plan, report)),
+    )
+    parts = [_headline(plan), *(f"- {reason}" for reason in reasons(plan, report))]
+    parts += [f"\n{title}\n{_table(rows)}" for title, rows in tables if rows]
+    return "\n".join(parts) + "\n"
+
+
+def _headline(plan: Plan) -> str:
+    estimate = plan.estimate
+    return (
+        f"{plan.summary}\n"
+        f"{estimate.samples_per_second:.4g} samples/s, {plan.tokens_per_second:.4g} tokens/s:"
+        f" {format_seconds(estimate.step_seconds)} a step of {plan.global_batch_size} samples"
+        f" in {plan.num_micro_batches} micro-batches ({plan.schedule})"
+    )
+
+
+def _layer_runs(plan: Plan, stage_index: int, first: int) -> Iterator[str]:
+    strategies = plan.stages[stage_index].layers
+    described = [(plan.layers[first + i].kind, str(strategy)) for i, strategy in enumerate(strategies)]
+    for (kind, strategy), run in groupby(described):
+        count = len(tuple(run))
+        yield f"{kind} {first}: {strategy}" if count == 1 else f"{kind} {first}-{first + count - 1}: {strategy}"
+        first += count
+
+
+def _reasons(plan: Plan, report: SearchReport) -> Iterator[str]:
+    best = max((b.plan for b in report.baselines if b.plan), key=lambda p: p.samples_per_second, default=None)
+    unfit = [b.name for b in report.baselines if b.outcome == "does not fit"]
+    if best is not None:
+        gain = plan.estimate.samples_per_second / best.samples_per_second
+        name = next(b.name for b in report.baselines if b.plan is best)
+        yield f"{gain:.2f} times the throughput of the best single dimension, {name}"
+    if unfit:
+        yield f"does not fit alone: {', '.join(unfit)}"
+    yield _memory_reason(plan)
+    if len(plan.stages) > 1:
+        busiest = max(range(len(plan.stages)), key=lambda i: plan.estimate.stage_seconds[i])
+        yield f"stage {busiest} sets the pace; it waits for others {plan.estimate.bubble_ratio:.1%} of the schedule"
+    yield _certificate(report)
+
+
+def _memory_reason(plan: Plan) -> str:
+    share = plan.estimate.peak_bytes / plan.cluster.device_memory_bytes
+    fullest = plan.estimate.stage_peak_bytes.index(plan.estimate.peak_bytes)
+    if share >= BINDING_SHARE:
+        return f"memory binds: stage {fullest} fills {share:.0%} of its devices, more memory can be faster"
+    return f"the fullest stage, {fullest}, fills {share:.0%} of its devices: time decides, not memory"
+
+
+def _certificate(report: SearchReport) -> str:
+    searched = f"{report.num_solved} of {report.num_candidates} batch splits and pipeline degrees solved"
+    if report.gap <= 1e-9:
+        return f"proven optimal within the cost model ({searched})"
+    return f"no plan is more than {report.gap:.1%} faster within the cost model ({searched})"
+
+
+def _baseline_row(plan: Plan, baseline: Baseline) -> PlanRow:
+    if baseline.plan is not None:
+        return _plan_row(plan, baseline.name, baseline.plan)
+    needed = "" if baseline.needed_bytes is None else format_bytes(baseline.needed_bytes)
+    return PlanRow(
+        baseline.name, "-", "-", needed or "-", "-", baseline.outcome + (f", needs {needed}" if needed else "")
+    )
+
+
+def _plan_row(plan: Plan, name: str, other: Alternative) -> PlanRow:
+    return PlanRow(
+        name=name,
+        step=format_seconds(other.step_seconds),
+        samples_per_second=f"{other.samples_per_second:.4g}",
+        peak=format_bytes(other.peak_bytes),
+        speedup=f"{plan.estimate.samples_per_second / other.samples_per_second:.2f}x",
+        plan=other.summary,
+    )
+
+
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _table(rows: Sequence[StageRow | PlanRow]) -> str:
+    names = [field.name for field in fields(rows[0])]
+    lines = [[name.replace("_", " ") for name in names], *([getattr(row, name) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

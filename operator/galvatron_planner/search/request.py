@@ -1,0 +1,117 @@
+"""What to measure before a search: exactly what its cost model will ask the profile for."""
+
+from collections.abc import Iterable
+
+from galvatron_planner import families, space
+from galvatron_planner.cluster import Cluster, groups
+from galvatron_planner.dimensions import communication
+from galvatron_planner.model import Block, Embedding, Head, LayerSpec, ModelSpec, Precision
+from galvatron_planner.problem import BatchRange, SearchDimension, SearchLimits
+from galvatron_planner.profiles import ProfileRequest
+from galvatron_planner.strategy import LayerStrategy
+from galvatron_planner.units import MIB
+from galvatron_planner.workload import boundary_bytes, num_parameters
+
+MAX_MICRO_BATCH_SIZES = 5
+SMALLEST_PAYLOAD_BYTES = 1 << 10
+NUM_PAYLOADS = 4
+LARGEST_PAYLOAD_BYTES = 256 * MIB
+"""Above it collectives run at their full bandwidth, which the last two samples give."""
+
+
+def profile_request(
+    model: ModelSpec,
+    cluster: Cluster,
+    *,
+    precision: Precision,
+    batch: BatchRange,
+    limits: SearchLimits,
+    runtime_version: str,
+) -> ProfileRequest:
+    """List what a search on ``cluster`` can ask for: layer times, tensor degrees, groups and payloads.
+
+    Micro-batch sizes are powers of two up to the largest that one device can be given, as long as a rough estimate of
+    one layer at that size fits the device; the search extrapolates linearly beyond them.
+    """
+    layers = tuple(dict.fromkeys(families.layers(model)))
+    stages = _stage_sizes(cluster, limits, len(families.layers(model)))
+    strategies = {
+        (layer, strategy)
+        for layer in layers
+        for size in stages
+        for strategy in space.strategies(size, limits, layer).strategies
+    }
+    sizes = _micro_batch_sizes(layers, cluster, precision, batch.maximum)
+    largest = _largest_payload(strategies, batch.maximum, precision)
+    return ProfileRequest(
+        layers=layers,
+        precision=precision,
+        micro_batch_sizes=sizes,
+        tensor_degrees=tuple(sorted({1} | {strategy.tensor_degree for _, strategy in strategies})),
+        groups=groups(cluster.num_devices),
+        payload_bytes=_payloads(min(largest, cluster.device_memory_bytes // 16, LARGEST_PAYLOAD_BYTES)),
+        num_nodes=cluster.num_nodes,
+        devices_per_node=cluster.devices_per_node,
+        device_kind=cluster.device_kind,
+        runtime_version=runtime_version,
+    )
+
+
+def pipeline_degrees(cluster: Cluster, limits: SearchLimits, num_layers: int) -> tuple[int, ...]:
+    """List the numbers of stages that a search may use, rising."""
+    largest = min(cluster.num_devices, num_layers, limits.max_pipeline_degree)
+    if not limits.allows(SearchDimension.PP):
+        largest = 1
+    return tuple(2**k for k in range(cluster.num_devices.bit_length()) if 2**k <= largest)
+
+
+def _stage_sizes(cluster: Cluster, limits: SearchLimits, num_layers: int) -> tuple[int, ...]:
+    return tuple(cluster.num_devices // degree for degree in pipeline_degrees(cluster, limits, num_layers))
+
+
+def _micro_batch_sizes(
+    layers: tuple[LayerSpec, ...], cluster: Cluster, precision: Precision, largest_batch: int
+) -> tuple[int, ...]:
+    sizes = [2**k for k in range(largest_batch.bit_length())]
+    memory = cluster.device_memory_bytes
+    fitting = [size for size in sizes if all(_rough_bytes(layer, precision, size) <= memory for layer in layers)]
+    # Passes get proportional to the batch long before the largest size: the last two samples give the slope.
+    return tuple(fitting[:MAX_MICRO_BATCH_SIZES]) or (1,)
+
+
+def _rough_bytes(layer: LayerSpec, precision: Precision, samples: int) -> int:
+    """Estimate what measuring one layer takes: parameters, gradients, and activations at ``samples``.
+
+    Blocks keep about 34 numbers a token and hidden unit in half precision, plus the scores where attention is not
+    fused (Korthikanti et al. 2022, arXiv 2205.05198, equation 1, without the scores: the runtime's attention is fused).
+    """
+    boundary = boundary_bytes(layer, precision)
+    match layer:
+        case Embedding():
+            per_sample = 2 * boundary
+        case Block():
+            per_sample = 17 * boundary
+        case Head():
+            # Scores, their exponentials and the gradient, in FP32 or above.
+            per_sample = 2 * boundary + 3 * layer.sequence_length * layer.vocabulary_size * precision.parameter_bytes
+    return 2 * num_parameters(layer) * precision.parameter_bytes + samples * per_sample
+
+
+def _largest_payload(
+    strategies: Iterable[tuple[LayerSpec, LayerStrategy]], largest_samples: int, precision: Precision
+) -> int:
+    payloads = [SMALLEST_PAYLOAD_BYTES * 2]
+    for layer, strategy in strategies:
+        payloads.append(largest_samples * boundary_bytes(layer, precision))
+        spoken = communication(layer, strategy, local_samples=largest_samples, precision=precision)
+        for part in (spoken.forward, spoken.backward, spoken.backward_prefetched, spoken.gradient_sync):
+            payloads.extend(one.payload_bytes for one in part)
+    return max(payloads)
+
+
+def _payloads(largest: int) -> tuple[int, ...]:
+    """Spread the payloads evenly on a logarithmic scale, each a power of two."""
+    bottom = SMALLEST_PAYLOAD_BYTES.bit_length() - 1
+    top = max(largest.bit_length() - 1, bottom + 1)
+    exponents = {bottom + (top - bottom) * i // (NUM_PAYLOADS - 1) for i in range(NUM_PAYLOADS)}
+    return tuple(2**k for k in sorted(exponents))
