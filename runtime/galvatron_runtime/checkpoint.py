@@ -1,0 +1,217 @@
+"""Training checkpoints: weights and optimizer state by parameter name, so that a checkpoint outlives its plan.
+
+torch.distributed.checkpoint stores every tensor once, whole or in shards, whatever the layout of the ranks that save
+it, and cuts it anew for the ranks that load it. A checkpoint is a directory ``step-00000100`` that also holds the plan
+and the training specification. It is written under another name that belongs to the attempt and renamed last: what has
+its name is complete (``.metadata`` exists), and an attempt that was given up cannot spoil the files of its successor.
+The data order needs no state: it follows from the step.
+"""
+
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+
+from galvatron_planner.errors import GalvatronError
+from galvatron_planner.plan import Plan
+from galvatron_planner.training import TrainingCheckpoints, TrainingSpec
+
+log = logging.getLogger(__name__)
+
+PLAN_FILE = "plan.json"
+TRAINING_FILE = "training.json"
+_COMPLETE_NAME = re.compile(r"^step-(\d{8,})$")
+_PARTIAL_NAME = re.compile(r"^\.step-\d{8,}\.attempt-(\d+)$")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class ForeignCheckpoint(GalvatronError):
+    """A training checkpoint of another model or number format."""
+
+
+class CheckpointUnusable(GalvatronError):
+    """A training checkpoint that cannot be written or read."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingState:
+    """What a checkpoint saves of one rank.
+
+    Attributes:
+        parameters: by global, plan-independent name; DTensors where a layer is split, else plain tensors that are
+            equal on all ranks of their layer.
+        optimizer: the AdamW that owns them.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.AdamW
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name every tensor: ``model.<parameter>``, ``optim.<parameter>.exp_avg`` and ``.exp_avg_sq``.
+
+        Moments are made (as zeros) where the optimizer has not made a step yet.
+        """
+        named = {f"model.{name}": parameter.detach() for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            moments = self.optimizer.state[parameter]
+            for moment in _MOMENTS:
+                if moment not in moments:
+                    moments[moment] = torch.zeros_like(parameter.detach())
+                named[f"optim.{name}.{moment}"] = moments[moment]
+        return named
+
+    def set_step(self, step: int) -> None:
+        """Tell the optimizer how many steps it has made; it is the same for all parameters."""
+        for parameter in self.parameters.values():
+            # FP32 on the parameter's device, as the fused AdamW makes it.
+            count = torch.tensor(float(step), dtype=torch.float32, device=parameter.device)
+            self.optimizer.state[parameter]["step"] = count
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointStore:
+    """The training checkpoints of one job, as one attempt sees them; its methods are called by all ranks together.
+
+    Attributes:
+        settings: where they are, and how many are kept.
+        plan: of this attempt.
+        training: of the job.
+        attempt: number of this attempt.
+    """
+
+    settings: TrainingCheckpoints
+    plan: Plan
+    training: TrainingSpec
+    attempt: int
+
+    @property
+    def directory(self) -> Path:
+        """Where they are kept."""
+        return Path(self.settings.directory)
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint is to be saved after ``step``: every period, and at the end."""
+        return step % self.settings.period_steps == 0 or step == self.training.steps
+
+    def newest_step(self) -> int:
+        """Step of the newest complete checkpoint, 0 for none; rank 0 looks, so that all ranks agree.
+
+        Raises:
+            CheckpointUnusable: when there is one that this job must not go on from.
+        """
+        newest = [max(complete_steps(self.directory), default=0) if dist.get_rank() == 0 else 0]
+        dist.broadcast_object_list(newest, src=0)
+        # Later attempts go on from what earlier ones saved, whatever the user thinks of older checkpoints.
+        if newest[0] and not self.settings.resume and self.attempt == 0:
+            raise CheckpointUnusable(
+                f"{self.directory} already holds a training checkpoint of step {newest[0]}, and resume is false",
+                remedy="empty the directory, name another one, or set resume to true",
+            )
+        return newest[0]
+
+    def save(self, state: TrainingState, step: int) -> None:
+        """Write the checkpoint of ``step``, then drop the oldest ones.
+
+        Raises:
+            CheckpointUnusable: when it cannot be written.
+        """
+        complete = self.directory / checkpoint_name(step)
+        partial = self.directory / f".{checkpoint_name(step)}.attempt-{self.attempt}"
+        try:
+            if dist.get_rank() == 0:
+                self._prepare(partial)
+            dist.barrier()
+            state_dict_saver.save(dict(state.tensors()), checkpoint_id=partial)
+            if dist.get_rank() == 0:
+                _remove(complete)
+                partial.rename(complete)
+                for old in sorted(complete_steps(self.directory))[: -self.settings.keep_last]:
+                    _remove(self.directory / checkpoint_name(old))
+        except (OSError, CheckpointException) as error:
+            raise CheckpointUnusable(
+                f"training checkpoint of step {step} cannot be written to {self.directory}: {_first_line(error)}",
+                remedy="make the directory writable for every rank, with room for"
+                f" {self.settings.keep_last + 1} checkpoints",
+            ) from error
+
+    def load(self, state: TrainingState, step: int) -> None:
+        """Put the saved values of ``step`` in the place of the present ones, whatever plan they were saved under.
+
+        Raises:
+            ForeignCheckpoint: when it belongs to another model.
+            CheckpointUnusable: when it cannot be read.
+        """
+        path = self.directory / checkpoint_name(step)
+        try:
+            check_model(path, self.plan)
+            state_dict_loader.load(dict(state.tensors()), checkpoint_id=path)
+        except (OSError, CheckpointException) as error:
+            raise CheckpointUnusable(
+                f"training checkpoint {path} cannot be read: {_first_line(error)}",
+                remedy="let every rank read the directory, or delete this checkpoint to go on from an older one",
+            ) from error
+        state.set_step(step)
+
+    def _prepare(self, partial: Path) -> None:
+        """Make an empty directory with the documents; what earlier attempts left unfinished goes."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for path in self.directory.iterdir():
+            match = _PARTIAL_NAME.match(path.name)
+            if match and int(match[1]) <= self.attempt:
+                shutil.rmtree(path)
+        partial.mkdir()
+        (partial / PLAN_FILE).write_text(self.plan.to_json())
+        (partial / TRAINING_FILE).write_text(self.training.to_json())
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of a step's directory; sorts by step."""
+    return f"step-{step:08d}"
+
+
+def complete_steps(directory: Path) -> tuple[int, ...]:
+    """List the steps whose checkpoints are complete; none where the directory does not exist."""
+    if not directory.is_dir():
+        return ()
+    matches = (_COMPLETE_NAME.match(path.name) for path in directory.iterdir() if (path / ".metadata").exists())
+    return tuple(int(match[1]) for match in matches if match)
+
+
+def check_model(path: Path, plan: Plan) -> None:
+    """Refuse a checkpoint whose tensors have other shapes or number formats than the plan's model.
+
+    Raises:
+        ForeignCheckpoint: with what differs.
+    """
+    saved = Plan.from_json((path / PLAN_FILE).read_text())
+    here = plan.model.model_dump() | {"parameter_bytes": plan.precision.parameter_bytes}
+    there = saved.model.model_dump() | {"parameter_bytes": saved.precision.parameter_bytes}
+    differences = [f"{field} {there[field]} instead of {here[field]}" for field in here if here[field] != there[field]]
+    if differences:
+        raise ForeignCheckpoint(
+            f"training checkpoint {path} is of another model: {', '.join(differences)}",
+            remedy="use another checkpoint directory for this model, or set resume to false and empty this one",
+        )
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint, its mark first: a half-deleted one must not be taken for a whole one."""
+    if path.exists():
+        (path / ".metadata").unlink(missing_ok=True)
+        shutil.rmtree(path)
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong, of the failing rank's own error where torch wraps it."""
+    if isinstance(error, CheckpointException):
+        rank, (cause, _) = next(iter(error.failures.items()))
+        return f"rank {rank}: {cause}".splitlines()[0]
+    return str(error)

@@ -1,0 +1,255 @@
+"""Where tokens come from: sample ``i`` of step ``n`` depends on the seed, ``n`` and ``i`` only, never on the plan.
+
+Texts become one file of bytes per node, a token each, made by the first process that wants it and mapped by all of
+them. Samples are windows at drawn places, so there are no epochs and nothing to save: a resumed run goes on with the
+very samples that the unbroken run would have seen.
+"""
+
+import ast
+import fcntl
+import hashlib
+import logging
+import os
+import sysconfig
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from galvatron_planner.errors import GalvatronError
+from galvatron_planner.model import ModelSpec
+from galvatron_planner.training import DataSource, PythonDocs, SyntheticData, TextFiles
+
+log = logging.getLogger(__name__)
+
+BYTE_VOCABULARY = 256
+_TEXT_SUFFIXES = {".txt", ".md"}
+_NOT_DOCUMENTATION = {
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "turtledemo",
+    "pydoc_data",
+    "site-packages",
+    "dist-packages",
+}
+"""Folders of the standard library whose docstrings explain nothing to users of Python."""
+
+
+class UnusableData(GalvatronError):
+    """A data source from which no sample can be drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSamples:
+    """Windows of a text of bytes.
+
+    Attributes:
+        tokens: the whole text, uint8 [T], mapped.
+        sequence_length: tokens per sample.
+        seed: of the places.
+    """
+
+    tokens: NDArray[np.uint8]
+    sequence_length: int
+    seed: int
+
+    def samples(self, step: int, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Read samples ``first`` to ``last`` (excluded) of the global batch of ``step``.
+
+        Returns:
+            inputs and targets, int64 [last - first, S] each; a target is the token after its input.
+        """
+        places = len(self.tokens) - self.sequence_length
+        starts = _draws(self.seed, step, np.arange(first, last)) % np.uint64(places)
+        window = np.arange(self.sequence_length + 1)
+        return _shifted(self.tokens[starts.astype(np.int64)[:, None] + window])
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticSamples:
+    """Tokens without meaning, drawn uniformly from the vocabulary."""
+
+    vocabulary_size: int
+    sequence_length: int
+    seed: int
+
+    def samples(self, step: int, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Draw samples; shapes as in :meth:`TokenSamples.samples`."""
+        samples = _draws(self.seed, step, np.arange(first, last))
+        window = np.arange(self.sequence_length + 1, dtype=np.uint64)
+        return _shifted(_mix(samples[:, None] + window) % np.uint64(self.vocabulary_size))
+
+
+Samples = TokenSamples | SyntheticSamples
+
+
+def open_samples(source: DataSource, *, model: ModelSpec, seed: int, directory: Path) -> Samples:
+    """Make a data source ready to be read.
+
+    Args:
+        source: where tokens come from.
+        model: how long samples are, and which tokens it knows.
+        seed: of the data order.
+        directory: of this node; token files are kept there.
+
+    Raises:
+        UnusableData: when no sample can be drawn, before anything has started.
+    """
+    if isinstance(source, SyntheticData):
+        return SyntheticSamples(model.vocabulary_size, model.sequence_length, seed)
+    if model.vocabulary_size < BYTE_VOCABULARY:
+        raise UnusableData(
+            f"the model knows {model.vocabulary_size} tokens, texts have {BYTE_VOCABULARY} (one per byte)",
+            remedy=f"set the vocabulary size to at least {BYTE_VOCABULARY}, or use synthetic data",
+        )
+    path = _token_file(source, directory)
+    if path.stat().st_size <= model.sequence_length:
+        raise UnusableData(
+            f"{_describe(source)} has {path.stat().st_size} bytes,"
+            f" a sample needs {model.sequence_length + 1} (sequence length plus one)",
+            remedy="add text, or shorten the sequence",
+        )
+    return TokenSamples(np.memmap(path, dtype=np.uint8, mode="r"), model.sequence_length, seed)
+
+
+def _token_file(source: PythonDocs | TextFiles, directory: Path) -> Path:
+    """Find the token file of a source, or make it; processes of a node that want it too wait for the first."""
+    files = _python_sources() if isinstance(source, PythonDocs) else _text_files(Path(source.path))
+    path = directory / "data" / f"{_fingerprint(source, files)}.tokens"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            _write_tokens(path, _documentation(files) if isinstance(source, PythonDocs) else _contents(files))
+            log.info("token file written", extra={"source": _describe(source), "num_tokens": path.stat().st_size})
+    return path
+
+
+def _write_tokens(path: Path, parts: Iterator[bytes]) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.writelines(parts)
+    temporary.replace(path)
+
+
+def _fingerprint(source: DataSource, files: Sequence[Path]) -> str:
+    """Identify what a token file would be made from, without reading it."""
+    stats = [(path, path.stat()) for path in files]
+    listing = "\n".join(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
+    return hashlib.sha256(f"{source.model_dump_json()}\n{listing}".encode()).hexdigest()[:16]
+
+
+def _describe(source: DataSource) -> str:
+    match source:
+        case TextFiles():
+            return f"text {source.path!r}"
+        case PythonDocs():
+            return "the documentation of Python's standard library"
+        case SyntheticData():
+            return "synthetic data"
+        case _:
+            assert_never(source)
+
+
+def _text_files(path: Path) -> tuple[Path, ...]:
+    """List the files of a :class:`TextFiles` source in the order in which they are read."""
+    if path.is_file():
+        return (path,)
+    if not path.is_dir():
+        raise UnusableData(
+            f"{path} is neither a file nor a directory",
+            remedy="mount the data under this path on every node, or correct the path",
+        )
+    files = tuple(sorted(file for file in path.iterdir() if file.suffix in _TEXT_SUFFIXES and file.is_file()))
+    if not files:
+        raise UnusableData(
+            f"{path} has no *.txt or *.md files", remedy="put texts directly into it, or name another directory"
+        )
+    return files
+
+
+def _contents(files: Sequence[Path]) -> Iterator[bytes]:
+    for path in files:
+        try:
+            yield path.read_bytes()
+        except OSError as error:
+            raise UnusableData(f"cannot read {path}: {error.strerror}", remedy="make it readable") from error
+
+
+def _python_sources() -> tuple[Path, ...]:
+    """List the modules of the standard library, the language reference (``pydoc_data.topics``) first."""
+    library = Path(sysconfig.get_path("stdlib"))
+    modules = (p for p in library.rglob("*.py") if not _NOT_DOCUMENTATION & set(p.relative_to(library).parts))
+    topics = library / "pydoc_data" / "topics.py"
+    files = tuple(sorted(modules, key=lambda path: path.relative_to(library).as_posix()))
+    if not files or not topics.is_file():
+        raise UnusableData(
+            f"{library} lacks the sources of the standard library", remedy="install them, or train on other data"
+        )
+    return (topics, *files)
+
+
+def _documentation(files: Sequence[Path]) -> Iterator[bytes]:
+    """Read what :func:`_python_sources` lists, from the syntax tree: importing would run it."""
+    topics, *modules = files
+    yield from _topics(_parse(topics))
+    for path in modules:
+        name = path.stem if path.stem != "__init__" else path.parent.name
+        yield from _docstrings(_parse(path), name)
+
+
+def _parse(path: Path) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes in old docstrings are not ours to report
+        return ast.parse(path.read_bytes())
+
+
+def _topics(tree: ast.Module) -> Iterator[bytes]:
+    """Yield the texts of ``topics = {name: text, ...}`` in their order in the file."""
+    tables = (node.value for node in ast.walk(tree) if isinstance(node, ast.Assign | ast.AnnAssign))
+    for table in tables:
+        texts = table.values if isinstance(table, ast.Dict) else []
+        for text in texts:
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                yield text.value.encode(errors="replace") + b"\n\n"
+
+
+def _docstrings(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> Iterator[bytes]:
+    """Yield the docstrings of a module, its classes and functions, each under its qualified name."""
+    text = ast.get_docstring(node)
+    if text:
+        yield f"{name}\n\n{text}\n\n".encode(errors="replace")
+    for child in node.body:
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _docstrings(child, f"{name}.{child.name}")
+
+
+def _shifted(tokens: NDArray[np.uint8] | NDArray[np.uint64]) -> tuple[Tensor, Tensor]:
+    """Split [rows, S + 1] into inputs and targets [rows, S]."""
+    whole = torch.from_numpy(tokens.astype(np.int64))
+    return whole[:, :-1].contiguous(), whole[:, 1:].contiguous()
+
+
+def _draws(seed: int, step: int, samples: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """One 64-bit number per sample, a function of its three arguments only."""
+    key = _mix(_mix(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(step))
+    return _mix(key + samples.astype(np.uint64))
+
+
+def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Scramble each number so that neighbours become unrelated.
+
+    Source: the SplitMix64 step of Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014.
+    """
+    z = state + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

@@ -1,0 +1,102 @@
+"""The one HTTP port of a pod: probes, status, result and metrics.
+
+Read-only and without secrets: whoever reaches the pod's port may read it. Answers are made when they are asked for.
+"""
+
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from galvatron_planner.errors import GalvatronError
+from galvatron_planner.worker import WorkerState, WorkerStatus
+from galvatron_runtime.metrics import scrape
+from galvatron_runtime.reports import read_reports
+
+log = logging.getLogger(__name__)
+
+RESULT_FILE = "result.json"
+"""In the run directory: what a measuring command hands out."""
+_JSON = "application/json"
+_TEXT = "text/plain; charset=utf-8"
+
+
+class PortUnusable(GalvatronError):
+    """The supervisor cannot listen where it was told to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One HTTP response."""
+
+    status: HTTPStatus
+    content_type: str
+    body: bytes
+
+
+def serve(*, address: str, port: int, run_directory: Path, status: Callable[[], WorkerStatus]) -> None:
+    """Answer on ``port`` from a background thread until the process ends.
+
+    Raises:
+        PortUnusable: when the port is taken or the address is not of this machine.
+    """
+    answers: dict[str, Callable[[], Answer]] = {
+        "/livez": lambda: Answer(HTTPStatus.OK, _TEXT, b"ok\n"),
+        "/readyz": lambda: _readiness(status()),
+        "/v1/status": lambda: Answer(HTTPStatus.OK, _JSON, status().to_json().encode()),
+        "/v1/result": lambda: _result(run_directory / RESULT_FILE),
+        "/metrics": lambda: Answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, scrape(read_reports(run_directory))),
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10  # seconds; a client that sends nothing must not keep a thread
+
+        def do_GET(self) -> None:
+            answer = answers.get(self.path.partition("?")[0], _unknown)()
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.content_type)
+            self.send_header("Content-Length", str(len(answer.body)))
+            self.end_headers()
+            self.wfile.write(answer.body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is http.server's
+            log.debug("request answered", extra={"request": format % args})
+
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
+    try:
+        server = Server((address, port), Handler)
+    except OSError as error:
+        raise PortUnusable(
+            f"cannot listen on port {port} of {address}: {error.strerror}",
+            remedy="end the process that uses the port, or choose another with --port",
+        ) from error
+    Thread(target=server.serve_forever, name="endpoints", daemon=True).start()
+
+
+def is_ready(status: WorkerStatus) -> bool:
+    """Whether steps (or measurements) advance in this attempt."""
+    return status.state is WorkerState.RUNNING and status.progress is not None
+
+
+def _readiness(status: WorkerStatus) -> Answer:
+    if is_ready(status):
+        return Answer(HTTPStatus.OK, _TEXT, b"ok\n")
+    return Answer(HTTPStatus.SERVICE_UNAVAILABLE, _TEXT, f"{status.state}, no step yet\n".encode())
+
+
+def _result(path: Path) -> Answer:
+    if path.exists():
+        return Answer(HTTPStatus.OK, _JSON, path.read_bytes())
+    return Answer(HTTPStatus.NOT_FOUND, _TEXT, b"no result yet\n")
+
+
+def _unknown() -> Answer:
+    return Answer(HTTPStatus.NOT_FOUND, _TEXT, b"there are /livez /readyz /v1/status /v1/result /metrics\n")

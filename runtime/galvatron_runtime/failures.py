@@ -1,0 +1,86 @@
+"""From an exception to the class of failure that decides what happens to the job.
+
+Used by the rims of the commands that run on devices (``train.py`` and ``measure``); the last word goes to the run
+directory, because torchrun passes no exit code on.
+"""
+
+import logging
+import os
+import sys
+import traceback
+from typing import Never
+
+import torch
+import torch.distributed as dist
+
+from galvatron_planner.errors import GalvatronError, InvalidDocument, InvalidPlan
+from galvatron_planner.worker import ExitClass
+from galvatron_runtime.data import UnusableData
+from galvatron_runtime.reports import report_failure
+
+log = logging.getLogger(__name__)
+
+FAILURE_CODE = 1
+PREEMPTED_CODE = 75
+"""EX_TEMPFAIL of sysexits(3): stopped on request, work saved where it can be, try again."""
+
+_CLASSES: tuple[tuple[type[BaseException], ExitClass], ...] = (
+    (UnusableData, ExitClass.DATA_ERROR),
+    (InvalidPlan, ExitClass.BAD_PLAN),
+    (InvalidDocument, ExitClass.BAD_PLAN),
+    (torch.OutOfMemoryError, ExitClass.OUT_OF_DEVICE_MEMORY),
+    (MemoryError, ExitClass.OUT_OF_DEVICE_MEMORY),
+    (dist.DistError, ExitClass.COMMUNICATION),
+)
+_TELLING_WORDS: tuple[tuple[str, ExitClass], ...] = (
+    # Plain RuntimeErrors of torch 2.13 that have no type of their own.
+    ("can't allocate memory", ExitClass.OUT_OF_DEVICE_MEMORY),
+    ("gloo", ExitClass.COMMUNICATION),
+    ("connection closed by peer", ExitClass.COMMUNICATION),
+    ("connection reset by peer", ExitClass.COMMUNICATION),
+    ("nccl", ExitClass.COMMUNICATION),
+)
+
+
+def classify(error: BaseException) -> ExitClass:
+    """Tell which class of failure an exception is; what is not known by type or words is a user's error."""
+    for kind, reason in _CLASSES:
+        if isinstance(error, kind):
+            return reason
+    if isinstance(error, RuntimeError):
+        text = str(error).lower()
+        for words, reason in _TELLING_WORDS:
+            if words in text:
+                return reason
+    return ExitClass.USER_ERROR
+
+
+def describe(error: BaseException) -> str:
+    """Say what went wrong: problem and remedy where they are known, else the traceback."""
+    if isinstance(error, GalvatronError):
+        return f"{error.problem}; {error.remedy}"
+    return "".join(traceback.format_exception(error))
+
+
+def fail(error: BaseException) -> int:
+    """Log an error at the rim of a process and leave it for the supervisor.
+
+    Returns:
+        the exit code of this rank.
+    """
+    reason = classify(error)
+    report_failure(reason, describe(error), exit_code=FAILURE_CODE)
+    log.error("failed", extra={"reason": str(reason)}, exc_info=error)
+    return FAILURE_CODE
+
+
+def leave(code: int) -> Never:
+    """End the process at once, without destructors.
+
+    At interpreter exit, with process groups alive or just destroyed, torch 2.13 sometimes aborts (4 of about 190
+    launches on CPU) or hangs; the work is done by then, and torchrun would count it as a failure.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,139 @@
+"""Seconds and bytes of every distinct layer, at every tensor degree and local micro-batch size.
+
+All ranks compute at the same time: CPU processes share cores and memory, GPUs of a node share power, and so they do in
+training.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+import torch.distributed as dist
+
+from galvatron_planner.dimensions import refusal
+from galvatron_planner.model import LayerSpec
+from galvatron_planner.profiles import LayerProfile, LayerSample, ProfileRequest
+from galvatron_planner.strategy import Axis, Dimension, LayerStrategy
+from galvatron_runtime.blocks import LayerModule
+from galvatron_runtime.measure.bench import Bench, seconds_between
+from galvatron_runtime.measure.footprint import Footprint, footprint, lasting_storages
+from galvatron_runtime.measure.passes import LayerPass, build, feed
+from galvatron_runtime.measure.rounds import Trial, rising, time_trials
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """One layer at one tensor degree, with the memory of a pass per micro-batch size that fits the device."""
+
+    layer: LayerSpec
+    tensor_degree: int
+    module: LayerModule
+    footprints: dict[int, Footprint]
+
+
+def measure_layers(request: ProfileRequest, *, bench: Bench, budget_seconds: float) -> tuple[LayerProfile, ...]:
+    """Measure every layer of the request at every tensor degree that it admits.
+
+    Args:
+        request: what to measure.
+        bench: where.
+        budget_seconds: see :func:`time_trials`.
+
+    Raises:
+        NoisyMeasurement: when durations of one layer disagree too much.
+    """
+    subjects = [
+        _prepare(layer, degree, request, bench)
+        for layer in request.layers
+        for degree in request.tensor_degrees
+        if refusal(layer, _tensor_parallel(degree)) is None
+    ]
+    trials = [_trial(subject, size, request, bench) for subject in subjects for size in subject.footprints]
+    seconds = iter(time_trials(trials, bench=bench, budget_seconds=budget_seconds, activity="measuring layers"))
+    return tuple(_profile(subject, [next(seconds) for _ in subject.footprints]) for subject in subjects)
+
+
+def _tensor_parallel(degree: int) -> LayerStrategy:
+    return LayerStrategy((Axis(Dimension.TENSOR, degree),) if degree > 1 else ())
+
+
+def _prepare(layer: LayerSpec, tensor_degree: int, request: ProfileRequest, bench: Bench) -> _Subject:
+    module = build(layer, tensor_degree=tensor_degree, precision=request.precision, device=bench.device)
+    # Shapes alone decide the memory of a pass: one rank counts for all, and the others leave it their cores.
+    counted = [_footprints(module, request, bench) if bench.rank == 0 else {}]
+    dist.broadcast_object_list(counted, src=0)
+    return _Subject(layer, tensor_degree, module, counted[0])
+
+
+def _footprints(module: LayerModule, request: ProfileRequest, bench: Bench) -> dict[int, Footprint]:
+    """Count the memory of a pass at every micro-batch size; sizes that do not fit the device are left out."""
+    found: dict[int, Footprint] = {}
+    lasting: frozenset[int] | None = None
+    for size in request.micro_batch_sizes:
+        try:
+            layer_pass = feed(module, micro_batch_size=size, precision=request.precision, device=bench.device)
+            lasting = lasting_storages(layer_pass) if lasting is None else lasting
+            layer_pass.run()
+            found[size] = footprint(layer_pass, lasting)
+        except torch.OutOfMemoryError:
+            if not found:
+                raise
+            log.warning("micro-batch size left out", extra={"layer": module.layer.kind, "micro_batch_size": size})
+            break
+    module.zero_grad(set_to_none=True)
+    return found
+
+
+def _trial(subject: _Subject, micro_batch_size: int, request: ProfileRequest, bench: Bench) -> Trial:
+    def run(num_passes: int) -> tuple[float, ...]:
+        # Inputs live only during the block: on a GPU those of all trials together could be too much.
+        layer_pass = feed(
+            subject.module, micro_batch_size=micro_batch_size, precision=request.precision, device=bench.device
+        )
+        return _time_passes(layer_pass, num_passes, bench)
+
+    name = f"{subject.layer.kind} at tensor degree {subject.tensor_degree} with {micro_batch_size} samples"
+    return Trial(name, run)
+
+
+def _time_passes(layer_pass: LayerPass, num_passes: int, bench: Bench) -> tuple[float, float]:
+    """Run passes without a pause.
+
+    Returns:
+        seconds of all forward passes, and of all backward passes.
+    """
+    moments = []
+    for _ in range(num_passes):
+        before = bench.mark()
+        output = layer_pass.forward()
+        between = bench.mark()
+        layer_pass.backward(output)
+        moments.append((before, between, bench.mark()))
+    bench.synchronize()
+    layer_pass.forget_gradients()
+    forward = sum(seconds_between(before, between) for before, between, _ in moments)
+    backward = sum(seconds_between(between, after) for _, between, after in moments)
+    return forward, backward
+
+
+def _profile(subject: _Subject, seconds: Sequence[tuple[float, ...]]) -> LayerProfile:
+    forward = rising([parts[0] for parts in seconds])
+    backward = rising([parts[1] for parts in seconds])
+    # At small sizes the gradient of one parameter is more than all activations, and the more of these are freed before
+    # it is made, the less it adds to them. No larger size gets away with less: the search reads between the samples.
+    transient = list(accumulate((memory.transient_bytes for memory in subject.footprints.values()), max))
+    samples = tuple(
+        LayerSample(
+            micro_batch_size=size,
+            forward_seconds=forward[i],
+            backward_seconds=backward[i],
+            activation_bytes=memory.activation_bytes,
+            transient_bytes=transient[i],
+        )
+        for i, (size, memory) in enumerate(subject.footprints.items())
+    )
+    return LayerProfile(layer=subject.layer, tensor_degree=subject.tensor_degree, samples=samples)

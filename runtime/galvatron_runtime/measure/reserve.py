@@ -1,0 +1,94 @@
+"""Device memory that is gone before the first parameter: what context, libraries and communicators hold."""
+
+import torch
+
+from galvatron_planner.cluster import Cluster
+from galvatron_planner.documents import Digest
+from galvatron_planner.model import Family, ModelSpec
+from galvatron_planner.plan import Estimate, Plan, StagePlan
+from galvatron_planner.problem import Schedule
+from galvatron_planner.profiles import Collective, ProfileRequest
+from galvatron_planner.strategy import Axis, Dimension, LayerStrategy
+from galvatron_runtime.apply import apply
+from galvatron_runtime.measure.bench import Bench
+from galvatron_runtime.measure.links import Link, is_used, prepare
+from galvatron_runtime.memory import MemoryMeter, return_freed_memory
+
+
+def measure_reserve(links: tuple[Link, ...], request: ProfileRequest, meter: MemoryMeter, *, bench: Bench) -> int:
+    """Use every communicator once, take a step with a tiny model, and read what has become of the memory.
+
+    The step loads what sharding and tensor parallelism need (about 10 MB of a CPU process). No plan uses more groups
+    than the request lists, so this is an upper bound for all of them.
+
+    Returns:
+        bytes on the fullest device.
+    """
+    buffer = torch.zeros(bench.world_size, device=bench.device)
+    for link in links:
+        for collective in Collective:
+            if is_used(collective, link.group):
+                prepare(link, collective, payload_bytes=1, buffer=buffer, rank=bench.rank)()
+    _take_step(tiny_plan(request), bench)
+    bench.line_up()
+    return_freed_memory()
+    (fullest,) = bench.slowest([float(meter.current_bytes())])
+    return int(fullest)
+
+
+def tiny_plan(request: ProfileRequest) -> Plan:
+    """Plan a model of a few kilobytes that is replicated, sharded, split and recomputed, as far as devices allow."""
+    cluster = Cluster(
+        num_nodes=request.num_nodes,
+        devices_per_node=request.devices_per_node,
+        device_kind=request.device_kind,
+        device_memory_bytes=1,
+    )
+    num_devices = cluster.num_devices
+    tensor_degree = min(2, num_devices)
+    strategies = (
+        _strategy((Dimension.DATA, num_devices)),
+        _strategy((Dimension.TENSOR, tensor_degree), (Dimension.SHARDED_DATA, num_devices // tensor_degree)),
+        _strategy((Dimension.SHARDED_DATA, num_devices), checkpoint=True),
+        _strategy((Dimension.SHARDED_DATA, num_devices)),
+    )
+    return Plan(
+        model=_TINY,
+        precision=request.precision,
+        cluster=cluster,
+        global_batch_size=num_devices,
+        num_micro_batches=1,
+        schedule=Schedule.ONE_F_ONE_B,
+        stages=(StagePlan(layers=strategies),),
+        estimate=Estimate(
+            step_seconds=1.0,
+            samples_per_second=float(num_devices),
+            stage_seconds=(1.0,),
+            stage_peak_bytes=(1,),
+            bubble_ratio=0.0,
+        ),
+        problem_digest=Digest("0" * 64),
+    )
+
+
+_TINY = ModelSpec(
+    family=Family.GPT,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    num_key_value_heads=2,
+    feed_forward_size=32,
+    sequence_length=8,
+    vocabulary_size=16,
+)
+
+
+def _strategy(*axes: tuple[Dimension, int], checkpoint: bool = False) -> LayerStrategy:
+    return LayerStrategy(tuple(Axis(dimension, degree) for dimension, degree in axes if degree > 1), checkpoint)
+
+
+def _take_step(plan: Plan, bench: Bench) -> None:
+    model = apply(plan, seed=0, device=bench.device)
+    tokens = torch.zeros(plan.global_batch_size, plan.model.sequence_length, dtype=torch.long)
+    model.run_step(lambda first, last: (tokens[first:last], tokens[first:last]))
+    model.clip_gradients(1.0)

@@ -1,0 +1,123 @@
+"""From layer specifications to modules with values: what every rank of every plan agrees on.
+
+Layers are built without memory, split by others, and given values last: no rank ever holds more than its shards of
+one layer and one whole parameter. Initial values depend on the seed and the parameter's global name only, so every plan
+starts from the same weights.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from galvatron_planner.errors import InvalidPlan
+from galvatron_planner.model import LayerSpec, Precision
+from galvatron_planner.workload import Parameter, parameters
+from galvatron_runtime.blocks import INITIAL_STD, LayerModule, build_layer
+
+
+def build_without_memory(layers: Sequence[LayerSpec]) -> list[LayerModule]:
+    """Build layers on torch's ``meta`` device: names and shapes, no values."""
+    with torch.device("meta"):
+        return [build_layer(layer) for layer in layers]
+
+
+def parameter_dtype(precision: Precision) -> torch.dtype:
+    """Format of stored parameters, gradients and optimizer state."""
+    return torch.float64 if precision is Precision.FP64 else torch.float32
+
+
+def activation_dtype(precision: Precision) -> torch.dtype:
+    """Format of activations, also between layers and stages."""
+    return {Precision.FP64: torch.float64, Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}[precision]
+
+
+def global_name(layer_index: int, parameter_name: str) -> str:
+    """Name a parameter independently of the plan."""
+    return f"layers.{layer_index}.{parameter_name}"
+
+
+@dataclass(frozen=True, slots=True)
+class InitialValues:
+    """What the initial values of all parameters of a run follow from.
+
+    Attributes:
+        seed: of the run.
+        num_blocks: Transformer blocks of the model.
+        dtype: format of stored parameters.
+        device: where they are stored.
+    """
+
+    seed: int
+    num_blocks: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def whole(self, parameter: Parameter, name: str) -> Tensor:
+        """Draw a whole parameter, on the CPU and in FP32: the same numbers on every rank, device and precision.
+
+        Norms start at 1 and biases at 0; weights are normal with standard deviation 0.02, those that write into the
+        residual stream with ``0.02 / sqrt(2 * num_blocks)``.
+
+        Args:
+            parameter: its place and shape in the layer.
+            name: its global name.
+
+        Source: Radford et al. 2019, section 2.3.
+        """
+        owner, _, leaf = parameter.name.rpartition(".")
+        if leaf == "bias":
+            return torch.zeros(parameter.shape, dtype=torch.float32, device="cpu")
+        if owner.endswith("norm"):
+            return torch.ones(parameter.shape, dtype=torch.float32, device="cpu")
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))
+        std = INITIAL_STD / (2 * self.num_blocks) ** 0.5 if owner in {"output", "down"} else INITIAL_STD
+        return torch.empty(parameter.shape, dtype=torch.float32, device="cpu").normal_(std=std, generator=generator)
+
+
+def materialize(module: LayerModule, layer_index: int, values: InitialValues) -> None:
+    """Put initial values in the place of a layer's ``meta`` parameters; of split ones only this device's shard."""
+    for parameter in parameters(module.layer):
+        whole = values.whole(parameter, global_name(layer_index, parameter.name))
+        current = module.get_parameter(parameter.name)
+        if not isinstance(current, DTensor):
+            replace_parameter(module, parameter.name, whole.to(values.device, values.dtype))
+            continue
+        mesh = current.device_mesh
+        shard = shard_of(whole, parameter, rank=mesh.get_local_rank(), degree=mesh.size())
+        value = DTensor.from_local(
+            shard.to(values.device, values.dtype),
+            mesh,
+            current.placements,
+            run_check=False,
+            shape=whole.shape,
+            stride=whole.stride(),
+        )
+        replace_parameter(module, parameter.name, value)
+
+
+def shard_of(whole: Tensor, parameter: Parameter, *, rank: int, degree: int) -> Tensor:
+    """Copy one tensor-parallel rank's shard out of a whole parameter; cut as DTensor does, so the last may be smaller.
+
+    Raises:
+        InvalidPlan: when a rank would hold nothing.
+    """
+    if parameter.split_dim is None or degree == 1:
+        return whole.clone()
+    shards = whole.chunk(degree, dim=parameter.split_dim)
+    if len(shards) < degree:
+        raise InvalidPlan(
+            f"{parameter.name} of shape {parameter.shape} leaves a device empty at tensor degree {degree}",
+            remedy="use a smaller tensor degree",
+        )
+    return shards[rank].clone(memory_format=torch.contiguous_format)
+
+
+def replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
+    """Put another tensor in the place of a parameter, which keeps its name and its place in the order."""
+    owner, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(owner), leaf, nn.Parameter(value))

@@ -1,0 +1,66 @@
+"""Why a supervised command ended as it did: pure decisions over what its ranks left behind."""
+
+from collections.abc import Sequence
+
+from galvatron_planner.worker import ExitClass, Progress, WorkerFailure
+from galvatron_runtime.reports import RankReport, shorten
+
+
+def pod_progress(reports: Sequence[RankReport]) -> Progress | None:
+    """How far a pod has come: its first rank's words, with the memory of its fullest device."""
+    if not reports:
+        return None
+    peaks = [report.training.peak_bytes for report in reports if report.training]
+    return reports[0].progress.model_copy(update={"peak_bytes": max(peaks)} if peaks else {})
+
+
+def pod_failure(
+    failures: Sequence[WorkerFailure],
+    *,
+    reported: Sequence[RankReport],
+    exit_code: int,
+    stopped: bool,
+    now: float,
+) -> WorkerFailure:
+    """Merge what ranks said into the reason of a failed command.
+
+    The earliest word is the cause. Lost connections come after everything else: they are what the peers of a rank see
+    that failed, or that was killed and could say nothing.
+
+    Args:
+        failures: last words of the ranks of this pod.
+        reported: newest reports of the ranks of this pod.
+        exit_code: of the command, not 0.
+        stopped: whether the supervisor was asked to stop it.
+        now: seconds since the epoch, at which the command ended.
+    """
+    by_time = sorted(failures, key=lambda failure: (failure.reason is ExitClass.COMMUNICATION, failure.time))
+    if stopped and (not by_time or by_time[0].reason is ExitClass.COMMUNICATION):
+        message = "stopped on request before the ranks could agree to save their work"
+        return WorkerFailure(reason=ExitClass.PREEMPTED, message=message, exit_code=exit_code, time=now)
+    if not by_time:
+        return WorkerFailure(reason=ExitClass.UNKNOWN, message=_silence(exit_code), exit_code=exit_code, time=now)
+    cause = by_time[0]
+    silent = {report.rank for report in reported} - {failure.rank for failure in failures}
+    if cause.reason is not ExitClass.COMMUNICATION or not silent:
+        return cause
+    vanished = f"ranks {sorted(silent)} vanished without a word: killed, for instance for lack of host memory"
+    return cause.model_copy(update={"message": shorten(f"{cause.message}\n{vanished}")})
+
+
+def lost_attempt(*, now: float) -> WorkerFailure:
+    """The failure of an attempt whose supervisor itself was killed; it must not start the same attempt twice."""
+    return WorkerFailure(
+        reason=ExitClass.UNKNOWN,
+        message="the supervisor of this attempt was killed before it could say anything, usually with its whole"
+        " container for lack of host memory; a new attempt may start, this one must not start again",
+        exit_code=137,
+        time=now,
+    )
+
+
+def _silence(exit_code: int) -> str:
+    return (
+        f"the command ended with code {exit_code} and no rank said why: it failed before it could start, or it was"
+        " killed (for instance for lack of host memory); its log has the rest"
+    )

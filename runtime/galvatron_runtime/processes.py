@@ -1,0 +1,70 @@
+"""What Linux offers to a supervisor so that nothing of a process tree survives it.
+
+torchrun gives every worker a session of its own, so signalling its process group misses them. The supervisor therefore
+adopts orphans (subreaper) and ends its descendants by their parent links; and every process asks to be killed when its
+parent dies, for the case that the supervisor itself is killed.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends (prctl(2))."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends; process 1 of a container is that already."""
+    _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def descendants(process: int) -> tuple[int, ...]:
+    """List the processes below ``process``, parents before children, zombies included."""
+    children = _children_by_parent()
+    found, unvisited = [], [process]
+    while unvisited:
+        below = children.get(unvisited.pop(), [])
+        found += below
+        unvisited += below
+    return tuple(found)
+
+
+def kill_descendants() -> None:
+    """Kill everything below this process and wait until it is gone."""
+    while below := descendants(os.getpid()):
+        for process in below:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(-1, 0)
+
+
+def wait_for_child(child: subprocess.Popen[bytes]) -> int:
+    """Wait for one child and collect adopted ones on the way; the child's exit code, as shells give it."""
+    while True:
+        # WNOWAIT leaves the ended process in place: Popen must collect its own.
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+        if ended is None or ended.si_pid == child.pid:
+            code = child.wait()
+            return code if code >= 0 else 128 - code  # ended by signal -code
+        os.waitpid(ended.si_pid, 0)
+
+
+def _children_by_parent() -> dict[int, list[int]]:
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with suppress(OSError):
+                # The name in parentheses may hold anything; state and parent follow its last parenthesis.
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(folder.name))
+    return children

@@ -1,0 +1,157 @@
+"""What ranks leave in the run directory for their supervisor: how far they are, and why they failed.
+
+Every rank replaces its own small file atomically; the supervisor reads them when it is asked. No socket, no thread, and
+a rank that dies leaves its last word behind. This module is imported by the supervisor and knows nothing of torch.
+"""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from galvatron_planner.documents import Document, Value
+from galvatron_planner.worker import ExitClass, Progress, WorkerFailure
+
+RUN_DIRECTORY_VARIABLE = "GALVATRON_RUN_DIRECTORY"
+ATTEMPT_VARIABLE = "GALVATRON_ATTEMPT"
+MESSAGE_LIMIT = 2048
+"""Characters of a failure's message, as in :class:`WorkerFailure`."""
+
+
+class TrainingFigures(Value):
+    """What a training rank knows beyond its progress; feeds the metrics.
+
+    Attributes:
+        stage: pipeline stage of the rank.
+        device_name: as the device calls itself, for its peak speed.
+        num_devices: devices of the whole job.
+        steps: optimizer steps finished in this attempt.
+        samples: samples of the whole job in those steps.
+        tokens: tokens of the whole job in those steps.
+        last_step_timestamp_seconds: seconds since the epoch at the end of the last step.
+        gradient_norm: global norm before clipping; absent when nothing is clipped.
+        bubble_ratio: waiting for other stages over computing and waiting, last step.
+        model_flops_per_sample: forward and backward of one sample through the whole model, recomputation not counted.
+        peak_bytes: peak device memory of this rank since the training began.
+        predicted_step_seconds: what the plan expects.
+        predicted_peak_bytes: what the plan expects of this rank's stage.
+        checkpoint_seconds: duration of the last training checkpoint, absent before the first.
+    """
+
+    stage: NonNegativeInt
+    device_name: str
+    num_devices: PositiveInt
+    steps: NonNegativeInt
+    samples: NonNegativeInt
+    tokens: NonNegativeInt
+    last_step_timestamp_seconds: NonNegativeFloat
+    gradient_norm: float | None = None
+    bubble_ratio: NonNegativeFloat
+    model_flops_per_sample: NonNegativeInt
+    peak_bytes: NonNegativeInt
+    predicted_step_seconds: PositiveFloat
+    predicted_peak_bytes: PositiveInt
+    checkpoint_seconds: NonNegativeFloat | None = None
+
+
+class RankReport(Document):
+    """The newest word of one rank; ``training`` is absent while measuring."""
+
+    schema_tag: Literal["galvatron/rank-report/v1"] = Field(default="galvatron/rank-report/v1", alias="schema")
+    attempt: NonNegativeInt
+    rank: NonNegativeInt
+    local_rank: NonNegativeInt
+    progress: Progress
+    training: TrainingFigures | None = None
+
+
+class RankFailure(Document):
+    """The last word of a rank that failed."""
+
+    schema_tag: Literal["galvatron/rank-failure/v1"] = Field(default="galvatron/rank-failure/v1", alias="schema")
+    failure: WorkerFailure
+
+
+def run_directory() -> Path | None:
+    """The directory of this run, or None for a command that was started without a supervisor."""
+    text = os.environ.get(RUN_DIRECTORY_VARIABLE)
+    return Path(text) if text else None
+
+
+def attempt() -> int:
+    """The attempt of the job that this process belongs to; 0 without a supervisor."""
+    return _number(ATTEMPT_VARIABLE)
+
+
+def report_progress(activity: str, *, step: int, total_steps: int) -> None:
+    """Say how far a command other than training has come, for instance ``measuring layers``, 3 of 12.
+
+    Without a supervisor nobody listens, and nothing is written.
+    """
+    report(Progress(activity=activity, step=step, total_steps=total_steps))
+
+
+def report(progress: Progress, training: TrainingFigures | None = None) -> None:
+    """Replace this rank's report."""
+    directory = run_directory()
+    if directory is None:
+        return
+    document = RankReport(
+        attempt=attempt(),
+        rank=_number("RANK"),
+        local_rank=_number("LOCAL_RANK"),
+        progress=progress,
+        training=training,
+    )
+    write_atomically(_reports(directory) / f"rank-{document.rank:05d}.json", document.to_json())
+
+
+def report_failure(reason: ExitClass, message: str, *, exit_code: int) -> None:
+    """Leave this rank's last word; of a long message the end is kept, where tracebacks say what happened."""
+    directory = run_directory()
+    if directory is None:
+        return
+    rank = _number("RANK")
+    failure = WorkerFailure(reason=reason, message=shorten(message), rank=rank, exit_code=exit_code, time=time.time())
+    write_atomically(_reports(directory) / f"failure-{rank:05d}.json", RankFailure(failure=failure).to_json())
+
+
+def shorten(message: str) -> str:
+    """Keep the end of a message that is longer than a failure may carry."""
+    return message if len(message) <= MESSAGE_LIMIT else "..." + message[3 - MESSAGE_LIMIT :]
+
+
+def read_reports(directory: Path) -> tuple[RankReport, ...]:
+    """Collect the newest report of every rank of this pod, by rank."""
+    return tuple(RankReport.from_json(path.read_text()) for path in sorted(_reports(directory).glob("rank-*.json")))
+
+
+def read_failures(directory: Path) -> tuple[WorkerFailure, ...]:
+    """Collect the last words of the ranks that failed, by rank."""
+    paths = sorted(_reports(directory).glob("failure-*.json"))
+    return tuple(RankFailure.from_json(path.read_text()).failure for path in paths)
+
+
+def clear_reports(directory: Path) -> None:
+    """Forget what an earlier attempt reported."""
+    shutil.rmtree(_reports(directory), ignore_errors=True)
+    _reports(directory).mkdir(parents=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file that other processes see either complete or not at all; makes its directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _number(variable: str) -> int:
+    return int(os.environ.get(variable, "0"))
+
+
+def _reports(directory: Path) -> Path:
+    return directory / "reports"

@@ -1,0 +1,110 @@
+"""THE property of the runtime: every valid plan of a job gives the losses of one process.
+
+One torchrun of four processes trains all cases; every case is then a test of its own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from itertools import cycle
+from pathlib import Path
+from random import Random
+
+import pytest
+
+import builders
+from galvatron_planner import families
+from galvatron_planner.dimensions import refusal
+from galvatron_planner.model import Family, LayerSpec, Precision
+from galvatron_planner.plan import Plan
+from galvatron_planner.problem import Schedule
+from galvatron_planner.space import compositions
+
+pytestmark = pytest.mark.distributed
+
+MODELS = {
+    Family.GPT: builders.model(Family.GPT, num_layers=4, sequence_length=8, feed_forward_size=64),
+    Family.LLAMA: builders.model(
+        Family.LLAMA, num_layers=4, num_heads=8, num_key_value_heads=4, sequence_length=8, feed_forward_size=48
+    ),
+}
+EVERY_STRATEGY = ["dp4", "fsdp4", "tp4", "tp2-dp2", "dp2-tp2", "tp2-fsdp2", "fsdp2-tp2"]
+
+
+def random_plan(seed: int, precision: Precision) -> Plan:
+    """Any pipeline degree, cut, strategies, schedule and number of micro-batches."""
+    random = Random(f"{precision}/{seed}")  # noqa: S311  (no secret)
+    spec = MODELS[random.choice(list(Family))]
+    layers = families.layers(spec)
+    num_stages = random.choice([1, 1, 2, 2, 4])
+    per_stage = 4 // num_stages
+    cuts = sorted(random.sample(range(1, len(layers)), num_stages - 1))
+    texts = [random_strategy(layer, per_stage, random) for layer in layers]
+    num_micro_batches = random.choice([1, 2, 3, 5])
+    return builders.plan(
+        *(" ".join(texts[i:j]) for i, j in zip([0, *cuts], [*cuts, len(layers)], strict=True)),
+        spec=spec,
+        global_batch_size=num_micro_batches * per_stage * random.choice([1, 2]),
+        num_micro_batches=num_micro_batches,
+        schedule=random.choice(list(Schedule)),
+        precision=precision,
+    )
+
+
+def random_strategy(layer: LayerSpec, num_devices: int, random: Random) -> str:
+    admitted = [s for s in compositions(num_devices) if refusal(layer, s) is None]
+    return str(random.choice(admitted))
+
+
+def uniform_plan(strategy: str, family: Family) -> Plan:
+    """One strategy for all blocks, checkpointed where that is allowed."""
+    layers = [strategy, *[f"{strategy}-ckpt", strategy] * 2, strategy]
+    return builders.plan(
+        " ".join(layers), spec=MODELS[family], global_batch_size=8, num_micro_batches=2, precision=Precision.FP64
+    )
+
+
+CASES: Mapping[str, Plan] = {
+    **{f"fp64-{seed:02}": random_plan(seed, Precision.FP64) for seed in range(16)},
+    **{f"fp32-{seed:02}": random_plan(seed, Precision.FP32) for seed in range(4)},
+    **{f"bf16-{seed:02}": random_plan(seed, Precision.BF16) for seed in range(4)},
+    **{strategy: uniform_plan(strategy, family) for strategy, family in zip(EVERY_STRATEGY, cycle(Family))},
+}
+
+
+TOLERANCES: Mapping[Precision, Mapping[str, float]] = {
+    # Relative errors of losses and gradient norms, absolute ones of parameters after the last step.
+    Precision.FP64: {"loss": 1e-9, "norm": 1e-9, "parameter": 1e-8},
+    # AdamW moves a parameter by its rate (3e-3) however small the gradient is: rounding noise in gradients that ought
+    # to be zero shows in parameters, and in nothing else.
+    Precision.FP32: {"loss": 1e-4, "norm": 1e-3, "parameter": 1e-2},
+    Precision.BF16: {"loss": 1e-2, "norm": 5e-2, "parameter": 3e-2},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which four processes have trained all cases."""
+    folder = tmp_path_factory.mktemp("plans")
+    for case, plan in CASES.items():
+        (folder / f"{case}.plan.json").write_text(plan.to_json())
+    worker = Path(__file__).with_name("train_plans.py")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*torchrun, str(worker), str(folder)], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert run.returncode == 0, f"{run.stdout[-1000:]}\n{run.stderr[-6000:]}"
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_plan_trains_like_one_process(case: str, trained: Path) -> None:
+    plan = CASES[case]
+    errors = json.loads((trained / f"{case}.errors.json").read_text())
+
+    assert errors.pop("missing") == 0, plan.summary
+    for quantity, tolerance in TOLERANCES[plan.precision].items():
+        assert errors[quantity] < tolerance, (quantity, plan.summary)

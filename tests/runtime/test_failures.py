@@ -1,0 +1,38 @@
+"""From an exception to the class that decides what happens to the job."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from galvatron_planner.errors import InvalidDocument, InvalidPlan
+from galvatron_planner.worker import ExitClass
+from galvatron_runtime.data import UnusableData
+from galvatron_runtime.failures import classify, describe
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (UnusableData("no text", remedy="add some"), ExitClass.DATA_ERROR),
+        (InvalidPlan("for 4 devices", remedy="plan again"), ExitClass.BAD_PLAN),
+        (InvalidDocument("$.steps", remedy="correct it"), ExitClass.BAD_PLAN),
+        (torch.OutOfMemoryError("CUDA out of memory"), ExitClass.OUT_OF_DEVICE_MEMORY),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            ExitClass.OUT_OF_DEVICE_MEMORY,
+        ),
+        (dist.DistBackendError("NCCL error"), ExitClass.COMMUNICATION),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:544] Connection closed by peer"), ExitClass.COMMUNICATION),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ExitClass.USER_ERROR),
+        (ValueError("gloo is a word in a user's error"), ExitClass.USER_ERROR),
+    ],
+)
+def test_an_exception_has_a_class(error: Exception, reason: ExitClass) -> None:
+    assert classify(error) is reason
+
+
+def test_our_own_errors_speak_for_themselves_and_others_bring_their_traceback() -> None:
+    assert describe(InvalidPlan("for 4 devices", remedy="plan again")) == "for 4 devices; plan again"
+    with pytest.raises(ZeroDivisionError) as caught:
+        _ = 1 / 0
+    assert "Traceback" in describe(caught.value)

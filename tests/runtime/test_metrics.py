@@ -1,0 +1,101 @@
+"""The table of metrics, and what a scrape makes of reports."""
+
+import re
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from galvatron_planner.worker import Progress
+from galvatron_runtime.metrics import METRICS, MetricType, peak_flops, scrape
+from galvatron_runtime.reports import RankReport, TrainingFigures
+
+
+def report(local_rank: int, *, device_name: str = "x86_64", peak_bytes: int = 5) -> RankReport:
+    return RankReport(
+        attempt=2,
+        rank=4 + local_rank,
+        local_rank=local_rank,
+        progress=Progress(
+            activity="training",
+            step=30,
+            total_steps=100,
+            loss=2.5,
+            step_seconds=0.5,
+            samples_per_second=16.0,
+            tokens_per_second=256.0,
+            last_checkpoint_step=20,
+        ),
+        training=TrainingFigures(
+            stage=local_rank // 2,
+            device_name=device_name,
+            num_devices=8,
+            steps=10,
+            samples=80,
+            tokens=1280,
+            last_step_timestamp_seconds=1.7e9,
+            gradient_norm=0.7,
+            bubble_ratio=0.25,
+            model_flops_per_sample=312 * 10**12,
+            peak_bytes=peak_bytes,
+            predicted_step_seconds=0.4,
+            predicted_peak_bytes=6,
+        ),
+    )
+
+
+def samples(*reports: RankReport) -> dict[tuple[str, str], float]:
+    """Values by name and local rank."""
+    families = text_string_to_metric_families(scrape(reports).decode())
+    return {(s.name, s.labels.get("local_rank", "")): s.value for family in families for s in family.samples}
+
+
+def test_names_and_units_follow_the_rules_of_prometheus() -> None:
+    for row in METRICS:
+        assert re.fullmatch(r"galvatron_train_[a-z_]+", row.name)
+        assert row.name.endswith("_total") == (row.type is MetricType.COUNTER)
+        assert row.name.endswith(row.unit)
+        assert row.help.endswith(".")
+    assert len({row.name for row in METRICS}) == len(METRICS)
+
+
+def test_the_job_is_counted_once_however_many_ranks_report() -> None:
+    values = samples(report(0), report(1))
+    assert values["galvatron_train_samples_total", ""] == 80
+    assert values["galvatron_train_attempt", ""] == 2
+    assert values["galvatron_train_last_checkpoint_step", ""] == 20
+
+
+def test_memory_is_told_per_rank_beside_its_prediction() -> None:
+    values = samples(report(0, peak_bytes=5), report(1, peak_bytes=7))
+    assert values["galvatron_train_memory_peak_bytes", "1"] == 7
+    assert values["galvatron_train_predicted_memory_bytes", "1"] == 6
+
+
+def test_flops_utilization_is_absent_for_devices_of_unknown_peak() -> None:
+    assert ("galvatron_train_flops_utilization_ratio", "") not in samples(report(0))
+
+
+def test_flops_utilization_is_model_flops_over_the_peak_of_all_devices() -> None:
+    # By hand: 16 samples/s at 312 TFLOP each are 4992 TFLOP/s, of 8 A100 at 312 TFLOP/s = 2496: a factor of 2.
+    values = samples(report(0, device_name="NVIDIA A100-SXM4-80GB"))
+    assert values["galvatron_train_flops_utilization_ratio", ""] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("device_name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA A100-PCIE-40GB", 312e12),
+        ("NVIDIA A10G", None),
+        ("x86_64", None),
+    ],
+)
+def test_a_device_is_found_by_the_beginning_of_its_name(device_name: str, peak: float | None) -> None:
+    assert peak_flops(device_name) == peak
+
+
+def test_nothing_is_sampled_before_the_first_report_or_while_measuring() -> None:
+    measuring = RankReport(attempt=0, rank=0, local_rank=0, progress=Progress(activity="m", step=1, total_steps=2))
+    assert samples() == samples(measuring) == {}

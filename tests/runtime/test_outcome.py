@@ -1,0 +1,62 @@
+"""Which of the words that ranks leave behind is the reason of a failure."""
+
+from galvatron_planner.worker import ExitClass, Progress, WorkerFailure
+from galvatron_runtime.outcome import pod_failure, pod_progress
+from galvatron_runtime.reports import MESSAGE_LIMIT, RankReport, shorten
+
+
+def failure(reason: ExitClass, *, rank: int, time: float, message: str = "why") -> WorkerFailure:
+    return WorkerFailure(reason=reason, message=message, rank=rank, exit_code=1, time=time)
+
+
+def running(*ranks: int) -> tuple[RankReport, ...]:
+    progress = Progress(activity="training", step=1, total_steps=9)
+    return tuple(RankReport(attempt=0, rank=rank, local_rank=rank, progress=progress) for rank in ranks)
+
+
+def merge(*failures: WorkerFailure, stopped: bool = False, ranks: tuple[int, ...] = ()) -> WorkerFailure:
+    return pod_failure(failures, reported=running(*ranks), exit_code=1, stopped=stopped, now=100.0)
+
+
+def test_the_earliest_failure_is_the_cause() -> None:
+    late, early = failure(ExitClass.USER_ERROR, rank=0, time=2.0), failure(ExitClass.DATA_ERROR, rank=1, time=1.0)
+    assert merge(late, early) == early
+
+
+def test_a_lost_connection_is_never_the_cause_of_another_failure() -> None:
+    lost, cause = failure(ExitClass.COMMUNICATION, rank=0, time=1.0), failure(ExitClass.USER_ERROR, rank=1, time=2.0)
+    assert merge(lost, cause) == cause
+
+
+def test_a_rank_that_vanished_is_named_by_its_peers_failure() -> None:
+    merged = merge(failure(ExitClass.COMMUNICATION, rank=0, time=1.0), ranks=(0, 1))
+    assert merged.reason is ExitClass.COMMUNICATION
+    assert "ranks [1] vanished" in merged.message
+
+
+def test_a_long_message_still_has_room_for_the_ranks_that_vanished() -> None:
+    lost = failure(ExitClass.COMMUNICATION, rank=0, time=1.0, message="x" * MESSAGE_LIMIT)
+    assert "ranks [1] vanished" in merge(lost, ranks=(0, 1)).message
+
+
+def test_silence_is_an_unknown_failure() -> None:
+    assert merge().reason is ExitClass.UNKNOWN
+
+
+def test_connections_lost_while_stopping_are_no_failure_of_their_own() -> None:
+    assert merge(failure(ExitClass.COMMUNICATION, rank=0, time=1.0), stopped=True).reason is ExitClass.PREEMPTED
+
+
+def test_a_failure_before_the_request_to_stop_stays_the_cause() -> None:
+    cause = failure(ExitClass.DATA_ERROR, rank=0, time=1.0)
+    assert merge(cause, stopped=True) == cause
+
+
+def test_of_a_long_message_the_end_is_kept() -> None:
+    text = shorten("x" * 5000 + "the cause")
+    assert len(text) == MESSAGE_LIMIT
+    assert text.endswith("the cause")
+
+
+def test_a_pod_without_reports_has_no_progress() -> None:
+    assert pod_progress(()) is None

@@ -1,0 +1,167 @@
+"""Training as pods do it: supervisor, torchrun, two ranks; interrupted, resumed, killed."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+import builders
+from galvatron_planner.model import Precision
+from galvatron_planner.plan import Plan
+from galvatron_planner.training import AdamW, DataSource, SyntheticData, TextFiles, TrainingCheckpoints, TrainingSpec
+from galvatron_planner.worker import ExitClass, WorkerFailure
+from galvatron_planner.workload import num_parameters
+from galvatron_runtime.processes import descendants
+from supervision import Supervised, is_alive, torchrun, wait_until
+
+pytestmark = pytest.mark.distributed
+
+STEPS = 100
+PERIOD = 50
+
+
+def two_device_plan(*stages: str) -> Plan:
+    """FP64, so that other orders of summation do not show."""
+    return builders.plan(
+        *stages, on=builders.cluster(2), global_batch_size=4, num_micro_batches=2, precision=Precision.FP64
+    )
+
+
+PLAN = two_device_plan("dp2 fsdp2-ckpt tp2 dp2")
+OTHER_PLAN = two_device_plan("single single", "single-ckpt single")
+
+
+def training(checkpoints: Path | None, *, steps: int = STEPS, data: DataSource | None = None) -> TrainingSpec:
+    settings = TrainingCheckpoints(directory=str(checkpoints), period_steps=PERIOD) if checkpoints else None
+    return TrainingSpec(
+        steps=steps,
+        optimizer=AdamW(learning_rate=1e-3, warmup_steps=20),
+        gradient_clip_norm=1.0,
+        seed=7,
+        data=data or SyntheticData(),
+        checkpoints=settings,
+    )
+
+
+def supervised(directory: Path, plan: Plan, what: TrainingSpec, *, attempt: int = 0) -> Supervised:
+    directory.mkdir(exist_ok=True)
+    (directory / "plan.json").write_text(plan.to_json())
+    (directory / "training.json").write_text(what.to_json())
+    documents = ("--plan", str(directory / "plan.json"), "--training", str(directory / "training.json"))
+    command = torchrun(plan.cluster.num_devices, "-m", "galvatron_runtime.train", *documents)
+    return Supervised(command, directory, attempt=attempt)
+
+
+def failure_of(run: Supervised) -> WorkerFailure:
+    failure = run.wait_for_end().failure
+    assert failure is not None
+    return failure
+
+
+def final_loss(run: Supervised) -> float:
+    status = run.wait_for_end()
+    assert status.failure is None
+    assert status.progress is not None
+    assert (status.progress.step, status.progress.last_checkpoint_step) == (STEPS, STEPS)
+    assert status.progress.loss is not None
+    return status.progress.loss
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, Path]:
+    """Final loss of a run without interruption, and its checkpoints of steps 50 and 100."""
+    directory = tmp_path_factory.mktemp("unbroken")
+    with supervised(directory, PLAN, training(directory / "checkpoints")) as run:
+        return final_loss(run), directory / "checkpoints"
+
+
+def test_a_run_that_was_stopped_saves_and_goes_on_as_if_nothing_had_been(
+    unbroken: tuple[float, Path], tmp_path: Path
+) -> None:
+    what = training(tmp_path / "checkpoints")
+    with supervised(tmp_path, PLAN, what) as run:
+        run.wait_for_first_step()
+        run.stop()
+        assert run.wait_for_exit() == 75
+        stopped = run.result()
+    assert stopped.failure is not None
+    assert stopped.failure.reason is ExitClass.PREEMPTED
+    assert stopped.progress is not None
+    assert 1 <= stopped.progress.last_checkpoint_step < STEPS
+    with supervised(tmp_path, PLAN, what, attempt=1) as run:
+        assert final_loss(run) == unbroken[0]
+
+
+def test_a_checkpoint_is_resumed_under_another_plan(unbroken: tuple[float, Path], tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(unbroken[1] / f"step-{PERIOD:08d}", checkpoints / f"step-{PERIOD:08d}")
+    with supervised(tmp_path, OTHER_PLAN, training(checkpoints)) as run:
+        assert final_loss(run) == pytest.approx(unbroken[0], rel=1e-9)
+
+
+def test_a_checkpoint_holds_every_tensor_once(unbroken: tuple[float, Path]) -> None:
+    files = (unbroken[1] / f"step-{STEPS:08d}").glob("*.distcp")
+    # Weights and two moments in FP64; replicated layers are stored by one of their ranks.
+    expected = 3 * 8 * sum(num_parameters(layer) for layer in PLAN.layers)
+    assert sum(file.stat().st_size for file in files) < 1.5 * expected
+
+
+def test_a_run_without_a_checkpoint_directory_just_stops(tmp_path: Path) -> None:
+    with supervised(tmp_path, PLAN, training(None, steps=10**6)) as run:
+        run.wait_for_first_step()
+        run.stop()
+        assert run.wait_for_exit() == 75
+        failure = run.result().failure
+    assert failure is not None
+    assert "nothing was saved" in failure.message
+
+
+def test_a_killed_rank_fails_the_run_and_is_named_and_nothing_survives(tmp_path: Path) -> None:
+    with supervised(tmp_path, PLAN, training(None, steps=10**6)) as run:
+        run.wait_for_first_step()
+        wait_until(lambda: len(list((tmp_path / "reports").glob("rank-*.json"))) == 2, what="both ranks report")
+        ranks = rank_processes(run)
+        os.kill(ranks[1], signal.SIGKILL)
+        failure = failure_of(run)
+    assert failure.reason is ExitClass.COMMUNICATION
+    assert "ranks [1] vanished" in failure.message
+    assert not [process for process in ranks.values() if is_alive(process)]
+
+
+def test_a_killed_supervisor_leaves_no_rank_behind(tmp_path: Path) -> None:
+    with supervised(tmp_path, PLAN, training(None, steps=10**6)) as run:
+        run.wait_for_first_step()
+        ranks = rank_processes(run)
+        run.kill()
+        wait_until(lambda: not any(is_alive(process) for process in ranks.values()), what="all ranks are gone")
+
+
+def test_missing_data_is_a_data_error_before_anything_starts(tmp_path: Path) -> None:
+    what = training(None, data=TextFiles(path=str(tmp_path / "missing")))
+    plan = builders.plan("single", on=builders.cluster(1), spec=builders.model(vocabulary_size=256))
+    with supervised(tmp_path, plan, what) as run:
+        failure = failure_of(run)
+    assert failure.reason is ExitClass.DATA_ERROR
+    assert "neither a file nor a directory" in failure.message
+
+
+def test_training_metrics_are_scraped_while_it_runs(tmp_path: Path) -> None:
+    with supervised(tmp_path, OTHER_PLAN, training(None, steps=10**6)) as run:
+        wait_until(lambda: b'bubble_ratio{local_rank="1",stage="1"}' in run.get("/metrics")[1], what="rank 1 reports")
+        lines = run.get("/metrics")[1].decode().splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert float(values["galvatron_train_tokens_per_second"]) > 0
+    assert float(values['galvatron_train_memory_peak_bytes{local_rank="0",stage="0"}']) > 0
+    assert float(values["galvatron_train_predicted_step_seconds"]) == PLAN.estimate.step_seconds
+
+
+def rank_processes(run: Supervised) -> dict[int, int]:
+    """Processes of the ranks of a run by rank: of what its supervisor started, and of nothing else."""
+    found: dict[int, int] = {}
+    for process in descendants(run.process):
+        environment = Path(f"/proc/{process}/environ").read_text().split("\0")
+        ranks = [entry.removeprefix("RANK=") for entry in environment if entry.startswith("RANK=")]
+        found |= {int(rank): process for rank in ranks}
+    return found

@@ -1,0 +1,146 @@
+"""Started by torchrun: train every plan of a folder for some steps and write down how far it is from one process.
+
+    train_plans.py FOLDER
+
+reads ``FOLDER/<case>.plan.json`` and writes ``FOLDER/<case>.errors.json``. The reference is :func:`train_alone`: the
+same layers, one process, the whole batch, nothing parallel.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from galvatron_planner import families
+from galvatron_planner.cluster import DeviceKind
+from galvatron_planner.model import ModelSpec, Precision
+from galvatron_planner.plan import Plan
+from galvatron_planner.workload import parameters
+from galvatron_runtime.apply import ParallelModel, apply
+from galvatron_runtime.blocks import LayerModule, build_layer
+from galvatron_runtime.mesh import finish, start_process_groups
+from galvatron_runtime.model import InitialValues, global_name
+
+SEED = 11
+NUM_STEPS = 3
+CLIP_NORM = 0.5
+"""Below the norms of the small models, so that clipping does something."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Losses and gradient norms of the steps, and the whole parameters after them."""
+
+    losses: list[float]
+    norms: list[float]
+    parameters: Mapping[str, Tensor]
+
+
+def main(folder: Path) -> None:
+    """Train all cases, one after another, in the same processes."""
+    torch.set_num_threads(1)
+    device = start_process_groups(DeviceKind.CPU, timeout_seconds=60)
+    for file in sorted(folder.glob("*.plan.json")):
+        plan = Plan.from_json(file.read_text())
+        case = file.name.removesuffix(".plan.json")
+        if dist.get_rank() == 0:
+            print(f"{case}: {plan.model.family} {plan.schedule} {plan.summary}", flush=True)
+        outcome = train(apply(plan, seed=SEED, device=device))
+        errors = compare(outcome, train_alone(plan.model, plan.global_batch_size, plan.precision))
+        if dist.get_rank() == 0:
+            (folder / f"{case}.errors.json").write_text(json.dumps(errors))
+    finish()
+
+
+def samples(spec: ModelSpec, global_batch_size: int, step: int) -> Tensor:
+    """Tokens of a step, [global batch, sequence + 1]."""
+    shape = (global_batch_size, spec.sequence_length + 1)
+    return torch.randint(0, spec.vocabulary_size, shape, generator=torch.Generator().manual_seed(step))
+
+
+def adamw(named: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
+    """An optimizer whose rate moves the losses; split and whole tensors do not mix in one group."""
+    split = [p for p in named.values() if isinstance(p, DTensor)]
+    whole = [p for p in named.values() if not isinstance(p, DTensor)]
+    groups = [{"params": group} for group in (split, whole) if group]
+    return torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+
+def train(model: ParallelModel) -> Outcome:
+    """Run some steps of a plan."""
+    update = adamw(model.parameters_by_name)
+    losses, norms = [], []
+    for step in range(NUM_STEPS):
+        tokens = samples(model.plan.model, model.plan.global_batch_size, step)
+
+        def read(first: int, last: int, tokens: Tensor = tokens) -> tuple[Tensor, Tensor]:
+            return tokens[first:last, :-1], tokens[first:last, 1:]
+
+        losses.append(model.run_step(read).loss)
+        norms.append(model.clip_gradients(CLIP_NORM))
+        update.step()
+    return Outcome(losses, norms, {name: gather(p.detach()) for name, p in model.parameters_by_name.items()})
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Make a split tensor whole."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@cache
+def train_alone(spec: ModelSpec, global_batch_size: int, precision: Precision) -> Outcome:
+    """Run the same steps in one process on whole batches; BF16 is held against FP32."""
+    layers = build_alone(spec, torch.float64 if precision is Precision.FP64 else torch.float32)
+    named = {global_name(i, name): p for i, layer in enumerate(layers) for name, p in layer.named_parameters()}
+    update = adamw(named)
+    losses, norms = [], []
+    for step in range(NUM_STEPS):
+        tokens = samples(spec, global_batch_size, step)
+        hidden = layers[0](tokens[:, :-1])
+        for block in layers[1:-1]:
+            hidden = block(hidden)
+        loss = layers[-1](hidden, tokens[:, 1:]) / tokens[:, 1:].numel()
+        update.zero_grad()
+        loss.backward()
+        norms.append(nn.utils.clip_grad_norm_(named.values(), CLIP_NORM).item())
+        update.step()
+        losses.append(loss.item())
+    return Outcome(losses, norms, {name: parameter.detach() for name, parameter in named.items()})
+
+
+def build_alone(spec: ModelSpec, dtype: torch.dtype) -> list[LayerModule]:
+    """All layers, whole, with the initial values that every plan starts from."""
+    values = InitialValues(SEED, spec.num_layers, dtype, torch.device("cpu"))
+    layers = [build_layer(layer) for layer in families.layers(spec)]
+    for index, layer in enumerate(layers):
+        for parameter in parameters(layer.layer):
+            value = values.whole(parameter, global_name(index, parameter.name))
+            layer.get_parameter(parameter.name).data = value
+    return [layer.to(dtype) for layer in layers]
+
+
+def compare(ours: Outcome, expected: Outcome) -> dict[str, float]:
+    """The largest errors on any rank: relative ones of losses and norms, absolute ones of parameters."""
+    differences = [(value - expected.parameters[name]).abs().max().item() for name, value in ours.parameters.items()]
+    errors = {
+        "loss": max(abs(a / b - 1) for a, b in zip(ours.losses, expected.losses, strict=True)),
+        "norm": max(abs(a / b - 1) for a, b in zip(ours.norms, expected.norms, strict=True)),
+        "parameter": max(differences),
+    }
+    worst = torch.tensor(list(errors.values()), dtype=torch.float64)
+    dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+    names: list[list[str]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(names, list(ours.parameters))
+    missing = set(expected.parameters) - {name for rank in names for name in rank}
+    return {**dict(zip(errors, worst.tolist(), strict=True)), "missing": len(missing)}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
