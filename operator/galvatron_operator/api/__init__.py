@@ -1,0 +1,47 @@
+"""The GalvatronJob: what users write, what the operator answers, and what the planner is asked because of it.
+
+The first box of *job -> profile -> plan -> training*. Knows the planner's types, no Kubernetes client.
+"""
+
+from galvatron_operator.api.job import GalvatronJob, Metadata, parse, training_spec
+from galvatron_operator.api.spec import DatasetSource, Execution, ProfilingPolicy, Resume, Spec
+from galvatron_operator.api.status import (
+    Condition,
+    ConditionStatus,
+    ConditionType,
+    Estimates,
+    FailureRecord,
+    JobStatus,
+    Nodes,
+    Phase,
+    PlanStatus,
+    ProfileStatus,
+    ProgressStatus,
+    Restarts,
+    parse_status,
+)
+
+__all__ = [
+    "Condition",
+    "ConditionStatus",
+    "ConditionType",
+    "DatasetSource",
+    "Estimates",
+    "Execution",
+    "FailureRecord",
+    "GalvatronJob",
+    "JobStatus",
+    "Metadata",
+    "Nodes",
+    "Phase",
+    "PlanStatus",
+    "ProfileStatus",
+    "ProfilingPolicy",
+    "ProgressStatus",
+    "Restarts",
+    "Resume",
+    "Spec",
+    "parse",
+    "parse_status",
+    "training_spec",
+]

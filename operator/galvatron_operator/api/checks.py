@@ -1,0 +1,196 @@
+"""Rules over several fields of ``spec``; the CRD has the same ones in CEL, so that a cluster refuses at once.
+
+Each rule is a function that yields what is wrong as (field, problem, remedy), and stands in ``RULES``.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from galvatron_operator.api.spec import Dataset, DatasetSource, Spec
+from galvatron_operator.names import MAX_JOB_NAME
+from galvatron_planner.errors import InvalidInput
+from galvatron_planner.model import Family
+from galvatron_planner.problem import SearchDimension
+from galvatron_planner.units import parse_bytes
+
+BYTE_VOCABULARY = 256
+"""Text is read as bytes, so a model of text needs this many tokens."""
+MAX_BATCH_SIZES = 64
+"""Sizes in a range of batch sizes: each one is a search of its own."""
+
+RESERVED_ENVIRONMENT = re.compile(r"^((PET|MASTER|GALVATRON|TORCHELASTIC)_.*|((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE))$")
+"""Variables that torchrun and the supervisor set; the CRD has the same pattern."""
+
+_JOB_NAME = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
+_PARALLEL = (SearchDimension.PP, SearchDimension.TP, SearchDimension.DP, SearchDimension.SDP)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong: ``field`` says ``problem``, and ``remedy`` is what to do."""
+
+    field: str
+    problem: str
+    remedy: str
+
+
+def check_name(name: str) -> None:
+    """Refuse a name from which no names of pods can be made.
+
+    Raises:
+        InvalidInput: when it is too long or no DNS label.
+    """
+    if len(name) > MAX_JOB_NAME or not _JOB_NAME.match(name):
+        raise InvalidInput(
+            f"metadata.name is {name!r}",
+            remedy=f"use at most {MAX_JOB_NAME} lower-case letters, digits and dashes, with a letter first",
+        )
+
+
+def check_spec(spec: Spec) -> None:
+    """Refuse a specification that cannot be meant.
+
+    Raises:
+        InvalidInput: with the first rule that is broken.
+    """
+    parse_bytes(spec.budget.memory_per_gpu, where="spec.budget.memoryPerGPU")
+    for rule in RULES:
+        for finding in rule(spec):
+            raise InvalidInput(f"{finding.field} {finding.problem}", remedy=finding.remedy)
+
+
+def check_volumes(spec: Spec) -> None:
+    """Refuse a specification whose pods would lack a volume; without a cluster none is needed.
+
+    Raises:
+        InvalidInput: naming the missing volume.
+    """
+    dataset = spec.training.dataset
+    if dataset.source is DatasetSource.TEXT and dataset.volume is None:
+        raise InvalidInput(
+            "spec.training.dataset.volume is missing: pods have no other place for spec.training.dataset.path",
+            remedy="name a PersistentVolumeClaim or a ConfigMap in it",
+        )
+    if spec.checkpoint is not None and spec.checkpoint.volume is None:
+        raise InvalidInput(
+            "spec.checkpoint.volume is missing: a pod's own files go with it",
+            remedy="name a PersistentVolumeClaim that every pod can write to",
+        )
+
+
+def _model(spec: Spec) -> Iterator[Finding]:
+    model = spec.model
+    heads, key_value = model.num_attention_heads, model.num_key_value_heads
+    if model.hidden_size % heads:
+        yield Finding(
+            "spec.model.hiddenSize",
+            f"is {model.hidden_size}, which is not divisible by {heads} attention heads",
+            "use a hidden size that is a multiple of numAttentionHeads",
+        )
+    if key_value is not None and heads % key_value:
+        yield Finding(
+            "spec.model.numKeyValueHeads",
+            f"is {key_value}, which does not divide {heads} attention heads",
+            "use a divisor of numAttentionHeads, or leave it out",
+        )
+    if model.family is Family.LLAMA and model.hidden_size // heads % 2:
+        yield Finding(
+            "spec.model.numAttentionHeads",
+            f"is {heads}, which makes heads of size {model.hidden_size // heads}; rotary positions need an even size",
+            "use another number of attention heads",
+        )
+
+
+def _budget(spec: Spec) -> Iterator[Finding]:
+    budget = spec.budget
+    if budget.gpus & (budget.gpus - 1):
+        yield Finding(
+            "spec.budget.gpus",
+            f"is {budget.gpus}, no power of two",
+            f"use {1 << (budget.gpus.bit_length() - 1)} or {1 << budget.gpus.bit_length()}",
+        )
+    if budget.gpus % budget.gpus_per_node:
+        yield Finding(
+            "spec.budget.gpus",
+            f"is {budget.gpus}, which is no multiple of gpusPerNode {budget.gpus_per_node}",
+            "use whole nodes: every pod has gpusPerNode devices",
+        )
+
+
+def _batch(spec: Spec) -> Iterator[Finding]:
+    field, batch = "spec.training.globalBatchSize", spec.training.global_batch_size
+    shape = "write either {value: N} or {min: N, max: M, step: S}"
+    bounds = (batch.min, batch.max, batch.step)
+    if batch.value is not None:
+        if any(bound is not None for bound in bounds):
+            yield Finding(field, "has both a value and a range", shape)
+        return
+    if batch.min is None or batch.max is None:
+        yield Finding(field, "has neither a value nor both ends of a range", shape)
+        return
+    if batch.max < batch.min:
+        yield Finding(f"{field}.max", f"is {batch.max}, below min {batch.min}", "swap the two")
+    sizes = (batch.max - batch.min) // (batch.step or batch.min) + 1
+    if sizes > MAX_BATCH_SIZES:
+        yield Finding(f"{field}.step", f"makes {sizes} sizes to search", f"raise it to at most {MAX_BATCH_SIZES} sizes")
+
+
+def _dataset(spec: Spec) -> Iterator[Finding]:
+    field, dataset, vocabulary = "spec.training.dataset", spec.training.dataset, spec.model.vocabulary_size
+    if dataset.source is not DatasetSource.SYNTHETIC and vocabulary < BYTE_VOCABULARY:
+        yield Finding(
+            "spec.model.vocabularySize",
+            f"is {vocabulary}, too small for text, which is read as bytes",
+            f"use {BYTE_VOCABULARY} or more",
+        )
+    yield from _text(field, dataset)
+
+
+def _text(field: str, dataset: Dataset) -> Iterator[Finding]:
+    if dataset.source is not DatasetSource.TEXT:
+        if dataset.path is not None or dataset.volume is not None:
+            yield Finding(field, f"has a path or a volume with source {dataset.source}", "leave them out, or use Text")
+        return
+    if dataset.path is None:
+        yield Finding(f"{field}.path", "is missing with source Text", "name a file or a directory of text")
+    volume = dataset.volume
+    if volume is not None and (volume.claim_name is None) == (volume.config_map_name is None):
+        yield Finding(f"{field}.volume", "needs exactly one of claimName and configMapName", "name one of them")
+
+
+def _optimizer(spec: Spec) -> Iterator[Finding]:
+    if float(spec.training.optimizer.learning_rate) <= 0:
+        yield Finding("spec.training.optimizer.learningRate", "is 0", "use a rate above 0")
+
+
+def _search(spec: Spec) -> Iterator[Finding]:
+    field, excluded = "spec.search.excludedDimensions", spec.search.excluded_dimensions
+    if len(set(excluded)) != len(excluded):
+        yield Finding(field, "names a dimension twice", "name each dimension once")
+    if spec.budget.gpus > 1 and set(_PARALLEL) <= set(excluded):
+        yield Finding(
+            field,
+            f"excludes every way to use {spec.budget.gpus} devices",
+            "keep one of PP, TP, DP and SDP, or use a single device",
+        )
+
+
+def _environment(spec: Spec) -> Iterator[Finding]:
+    field, names = "spec.runtime.env", [variable.name for variable in spec.runtime.env]
+    for name in names:
+        if RESERVED_ENVIRONMENT.match(name):
+            yield Finding(field, f"sets {name}, which the launcher sets itself", "leave it out")
+        if names.count(name) > 1:
+            yield Finding(field, f"sets {name} twice", "set each variable once")
+
+
+RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
+    _model,
+    _budget,
+    _batch,
+    _dataset,
+    _optimizer,
+    _search,
+    _environment,
+)

@@ -1,0 +1,263 @@
+"""A GalvatronJob, checked, and its conversion to what the planner and the runtime understand."""
+
+import json
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, Literal, Self, assert_never
+
+from pydantic import AwareDatetime, ConfigDict, Field, ValidationError, model_validator
+
+from galvatron_operator.api.checks import check_name, check_spec, check_volumes
+from galvatron_operator.api.spec import DatasetSource, PipelineSchedule, Resume, Spec, SpecValue
+from galvatron_planner.cluster import Cluster, DeviceKind
+from galvatron_planner.errors import InvalidInput
+from galvatron_planner.model import Family, ModelSpec, Precision
+from galvatron_planner.problem import BatchRange, Schedule, SearchLimits
+from galvatron_planner.training import (
+    AdamW,
+    DataSource,
+    PythonDocs,
+    SyntheticData,
+    TextFiles,
+    TrainingCheckpoints,
+    TrainingSpec,
+)
+from galvatron_planner.units import parse_bytes
+
+_UNBOUNDED_DEGREE = 1 << 30
+
+
+class Metadata(SpecValue):
+    """What the operator uses of ``metadata``; without a cluster, all but the name is made up."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    namespace: str = "default"
+    uid: str = "local"
+    generation: int = 1
+    creation_timestamp: AwareDatetime | None = None
+    deletion_timestamp: AwareDatetime | None = None
+
+
+class GalvatronJob(SpecValue):
+    """A job that exists is meant: ``checks.py`` has passed it.
+
+    Raises:
+        InvalidInput: with field and remedy, when a rule over several fields is broken.
+    """
+
+    api_version: Literal["galvatron.io/v1alpha1"]
+    kind: Literal["GalvatronJob"]
+    metadata: Metadata
+    spec: Spec
+    status: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_name(self.name)
+        check_spec(self.spec)
+        return self
+
+    def check_for_cluster(self) -> None:
+        """Refuse what only runs without a cluster.
+
+        Raises:
+            InvalidInput: naming the missing volume.
+        """
+        check_volumes(self.spec)
+
+    @property
+    def name(self) -> str:
+        """``metadata.name``."""
+        return self.metadata.name
+
+    @property
+    def namespace(self) -> str:
+        """``metadata.namespace``."""
+        return self.metadata.namespace
+
+    @property
+    def model(self) -> ModelSpec:
+        """The model with every default filled in."""
+        fields = self.spec.model
+        return ModelSpec(
+            family=fields.family,
+            hidden_size=fields.hidden_size,
+            num_layers=fields.num_layers,
+            num_heads=fields.num_attention_heads,
+            num_key_value_heads=fields.num_key_value_heads or fields.num_attention_heads,
+            feed_forward_size=fields.feed_forward_size or default_feed_forward_size(fields.family, fields.hidden_size),
+            sequence_length=fields.sequence_length,
+            vocabulary_size=fields.vocabulary_size,
+        )
+
+    @property
+    def precision(self) -> Precision:
+        """Number format of the computation."""
+        return Precision(self.spec.training.precision.value)
+
+    @property
+    def cluster(self) -> Cluster:
+        """The devices of the job."""
+        budget = self.spec.budget
+        return Cluster(
+            num_nodes=budget.num_nodes,
+            devices_per_node=budget.gpus_per_node,
+            device_kind=DeviceKind.CPU if budget.uses_cpu else DeviceKind.CUDA,
+            device_memory_bytes=parse_bytes(budget.memory_per_gpu, where="spec.budget.memoryPerGPU"),
+        )
+
+    @property
+    def batch(self) -> BatchRange:
+        """Global batch sizes to search; a range without a step goes in multiples of its minimum."""
+        batch = self.spec.training.global_batch_size
+        if batch.value is not None:
+            return BatchRange(minimum=batch.value, maximum=batch.value)
+        assert batch.min is not None  # noqa: S101 -- checks.py has refused a batch with neither
+        assert batch.max is not None  # noqa: S101
+        return BatchRange(minimum=batch.min, maximum=batch.max, step=batch.step or batch.min)
+
+    @property
+    def limits(self) -> SearchLimits:
+        """What the search may use."""
+        search = self.spec.search
+        return SearchLimits(
+            excluded=tuple(sorted(search.excluded_dimensions)),
+            max_tensor_degree=search.max_degrees.tensor or _UNBOUNDED_DEGREE,
+            max_pipeline_degree=search.max_degrees.pipeline or _UNBOUNDED_DEGREE,
+            schedule=_schedule(search.pipeline_schedule),
+        )
+
+
+def parse(body: Mapping[str, Any]) -> GalvatronJob:
+    """Read a GalvatronJob as YAML or the API gives it.
+
+    Raises:
+        InvalidInput: with the path of the field, for instance ``spec.budget.gpus``, and a remedy.
+    """
+    try:
+        return GalvatronJob.model_validate_json(json.dumps(dict(body), default=str))
+    except ValidationError as error:
+        raise _refusal(error) from error
+
+
+def training_spec(job: GalvatronJob, *, checkpoint_directory: str, data_root: str) -> TrainingSpec:
+    """Write document 4.
+
+    Args:
+        job: the job.
+        checkpoint_directory: where ``spec.checkpoint.directory`` lies: the volume's mount, or a local directory.
+        data_root: where ``spec.training.dataset.path`` lies: the volume's mount, or the folder of the YAML file.
+    """
+    training = job.spec.training
+    optimizer = training.optimizer
+    return TrainingSpec(
+        steps=training.steps,
+        optimizer=AdamW(
+            learning_rate=float(optimizer.learning_rate),
+            weight_decay=float(optimizer.weight_decay),
+            warmup_steps=optimizer.warmup_steps,
+        ),
+        gradient_clip_norm=float(training.gradient_clip_norm),
+        seed=training.seed,
+        data=_data(job, data_root),
+        checkpoints=_checkpoints(job, checkpoint_directory),
+    )
+
+
+def default_feed_forward_size(family: Family, hidden_size: int) -> int:
+    """Inner width of the feed-forward part when the user names none.
+
+    GPT: four times the hidden size (Radford et al. 2019). Llama: 8/3 of it, which gives its three matrices the
+    parameters of GPT's two, rounded up to a multiple of 256 (Touvron et al. 2023: 4096 -> 11008).
+    """
+    match family:
+        case Family.GPT:
+            return 4 * hidden_size
+        case Family.LLAMA:
+            return -(-8 * hidden_size // (3 * 256)) * 256
+        case _:
+            assert_never(family)
+
+
+def _schedule(schedule: PipelineSchedule) -> Schedule:
+    match schedule:
+        case PipelineSchedule.ONE_F_ONE_B:
+            return Schedule.ONE_F_ONE_B
+        case PipelineSchedule.GPIPE:
+            return Schedule.GPIPE
+        case _:
+            assert_never(schedule)
+
+
+def _data(job: GalvatronJob, data_root: str) -> DataSource:
+    dataset = job.spec.training.dataset
+    match dataset.source:
+        case DatasetSource.SYNTHETIC:
+            return SyntheticData()
+        case DatasetSource.PYTHON_DOCS:
+            return PythonDocs()
+        case DatasetSource.TEXT:
+            return TextFiles(path=f"{data_root}/{dataset.path}")
+        case _:
+            assert_never(dataset.source)
+
+
+def _checkpoints(job: GalvatronJob, root: str) -> TrainingCheckpoints | None:
+    checkpoint = job.spec.checkpoint
+    if checkpoint is None:
+        return None
+    return TrainingCheckpoints(
+        directory=f"{root}/{checkpoint.directory or job.name}",
+        period_steps=checkpoint.period_steps,
+        keep_last=checkpoint.keep_last,
+        resume=checkpoint.resume is Resume.LATEST,
+    )
+
+
+def _refusal(error: ValidationError) -> InvalidInput:
+    """Say what pydantic found, with the path of the field as users write it; a misspelt field before a missing one."""
+    details = error.errors(include_url=False)
+    detail = next((found for found in details if found["type"] == "extra_forbidden"), details[0])
+    location = detail["loc"]
+    path = field_path(location)
+    match detail["type"]:
+        case "missing":
+            return InvalidInput(f"{path} is missing", remedy="add it")
+        case "extra_forbidden":
+            return InvalidInput(f"{path} is no field of a GalvatronJob", remedy=_spelling(location))
+        case _:
+            return InvalidInput(
+                f"{path} is {detail['input']!r}: {detail['msg']}",
+                remedy=f"correct it; kubectl explain gvj.{path} says what it takes",
+            )
+
+
+def field_path(location: tuple[int | str, ...]) -> str:
+    """Write a pydantic location as people write fields: ``spec.runtime.env[0].name``."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return "".join(parts).removeprefix(".") or "the object"
+
+
+def _spelling(location: tuple[int | str, ...]) -> str:
+    known = _fields_at(location[:-1])
+    close = get_close_matches(str(location[-1]), known, n=1)
+    return f"write {close[0]}" if close else f"remove it; known here: {', '.join(known)}"
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """List the fields of the model at a location, as users write them."""
+    schema: dict[str, Any] = GalvatronJob.model_json_schema(by_alias=True)
+    node = schema
+    for part in location:
+        node = _resolve(node, schema)
+        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
+    return list(_resolve(node, schema).get("properties", {}))
+
+
+def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    choices = node.get("anyOf", [node])
+    chosen = next((choice for choice in choices if "$ref" in choice), node)
+    name = str(chosen.get("$ref", "")).rpartition("/")[2]
+    return dict(schema["$defs"][name]) if name else node

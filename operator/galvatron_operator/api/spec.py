@@ -1,0 +1,304 @@
+"""``spec`` of a GalvatronJob, field by field; the manual is ``crds/galvatronjobs.yaml`` (``kubectl explain gvj.spec``).
+
+Types, bounds and defaults stand here and in the CRD, and a test holds the two equal, because the same YAML also runs
+without a cluster. Rules over several fields are in ``checks.py``; fields whose default depends on others are ``None``
+here and get their value where a job is converted to the planner's types (``job.py``).
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+from galvatron_planner.documents import Value
+from galvatron_planner.model import Family
+from galvatron_planner.problem import SearchDimension
+
+CPU_RESOURCE = "cpu"
+"""``spec.budget.resourceName`` of a job whose devices are CPU processes."""
+
+PositiveDecimal = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?$", max_length=32)]
+"""A number as text: Kubernetes objects hold no floats."""
+MemoryQuantity = Annotated[
+    str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32)
+]
+Quantity = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32),
+    BeforeValidator(lambda value: str(value) if type(value) is int else value),
+]
+"""An amount of CPU or memory; whole numbers may be written without quotes."""
+ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+_SEGMENT = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"
+DirectoryPath = Annotated[str, StringConstraints(pattern=rf"^{_SEGMENT}(/{_SEGMENT})*$", max_length=255)]
+"""A relative path that cannot leave its volume: no part begins with a dot."""
+DataPath = Annotated[str, StringConstraints(pattern=rf"^(\.|{_SEGMENT}(/{_SEGMENT})*)$", max_length=255)]
+LabelText = Annotated[str, StringConstraints(max_length=317)]
+
+BatchSize = Annotated[int, Field(ge=1, le=1_048_576)]
+Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
+
+
+class SpecValue(Value):
+    """A frozen part of ``spec``, written in camelCase; unknown fields are refused."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
+
+
+class Execution(StrEnum):
+    """What a job does."""
+
+    TRAIN = "Train"
+    PLAN = "Plan"
+    """Profile and search, then complete without training."""
+
+
+class ModelFields(SpecValue):
+    """``spec.model``."""
+
+    family: Family
+    hidden_size: int = Field(ge=1, le=262_144)
+    num_layers: int = Field(ge=1, le=1024)
+    num_attention_heads: int = Field(ge=1, le=1024)
+    num_key_value_heads: int | None = Field(default=None, ge=1, le=1024)
+    feed_forward_size: int | None = Field(default=None, ge=1, le=1_048_576)
+    vocabulary_size: int = Field(default=256, ge=2, le=2_097_152)
+    sequence_length: int = Field(ge=1, le=1_048_576)
+
+
+class Budget(SpecValue):
+    """``spec.budget``: the devices of the job and what may lie on each of them."""
+
+    gpus: int = Field(ge=1, le=4096)
+    gpus_per_node: int = Field(ge=1, le=128)
+    resource_name: str = Field(default="nvidia.com/gpu", min_length=1, max_length=253)
+    memory_per_gpu: MemoryQuantity = Field(alias="memoryPerGPU")
+
+    @property
+    def num_nodes(self) -> int:
+        """Pods of the job."""
+        return self.gpus // self.gpus_per_node
+
+    @property
+    def uses_cpu(self) -> bool:
+        """Whether devices are CPU processes instead of GPUs."""
+        return self.resource_name == CPU_RESOURCE
+
+
+class GlobalBatchSize(SpecValue):
+    """``spec.training.globalBatchSize``: one ``value``, or a range to search."""
+
+    value: BatchSize | None = None
+    min: BatchSize | None = None
+    max: BatchSize | None = None
+    step: BatchSize | None = None
+
+
+class PrecisionName(StrEnum):
+    """``spec.training.precision``; FP64 is for the runtime's own tests."""
+
+    FP32 = "FP32"
+    BF16 = "BF16"
+
+
+class Optimizer(SpecValue):
+    """``spec.training.optimizer``."""
+
+    name: Literal["AdamW"] = "AdamW"
+    learning_rate: PositiveDecimal = "3e-4"
+    weight_decay: PositiveDecimal = "0.1"
+    warmup_steps: int = Field(default=0, ge=0, le=1_000_000_000)
+
+
+class DatasetSource(StrEnum):
+    """Where samples come from."""
+
+    SYNTHETIC = "Synthetic"
+    PYTHON_DOCS = "PythonDocs"
+    TEXT = "Text"
+
+
+class DataVolume(SpecValue):
+    """``spec.training.dataset.volume``: exactly one of the two, mounted read-only."""
+
+    claim_name: ObjectName | None = None
+    config_map_name: ObjectName | None = None
+
+
+class Dataset(SpecValue):
+    """``spec.training.dataset``."""
+
+    source: DatasetSource = DatasetSource.SYNTHETIC
+    path: DataPath | None = None
+    volume: DataVolume | None = None
+
+
+class Training(SpecValue):
+    """``spec.training``."""
+
+    global_batch_size: GlobalBatchSize
+    steps: int = Field(ge=1, le=1_000_000_000)
+    precision: PrecisionName = PrecisionName.BF16
+    seed: int = Field(default=42, ge=0, le=2_147_483_647)
+    gradient_clip_norm: PositiveDecimal = "1.0"
+    optimizer: Optimizer = Optimizer()
+    dataset: Dataset = Dataset()
+
+
+class PipelineSchedule(StrEnum):
+    """Order of forward and backward passes in a pipeline."""
+
+    ONE_F_ONE_B = "OneFOneB"
+    GPIPE = "GPipe"
+
+
+class MaxDegrees(SpecValue):
+    """``spec.search.maxDegrees``; what is absent is unbounded."""
+
+    pipeline: int | None = Field(default=None, ge=1, le=1024)
+    tensor: int | None = Field(default=None, ge=1, le=1024)
+
+
+class Search(SpecValue):
+    """``spec.search``."""
+
+    excluded_dimensions: tuple[SearchDimension, ...] = Field(default=(), max_length=5)
+    max_degrees: MaxDegrees = MaxDegrees()
+    pipeline_schedule: PipelineSchedule = PipelineSchedule.ONE_F_ONE_B
+    timeout_seconds: Seconds = 900
+
+
+class ProfilingPolicy(StrEnum):
+    """When devices are measured."""
+
+    IF_NOT_CACHED = "IfNotCached"
+    ALWAYS = "Always"
+
+
+class Profiling(SpecValue):
+    """``spec.profiling``."""
+
+    policy: ProfilingPolicy = ProfilingPolicy.IF_NOT_CACHED
+    timeout_seconds: Seconds = 1800
+
+
+class ImagePullPolicy(StrEnum):
+    """As in pods."""
+
+    ALWAYS = "Always"
+    IF_NOT_PRESENT = "IfNotPresent"
+    NEVER = "Never"
+
+
+class SecretReference(SpecValue):
+    """A secret in the job's namespace."""
+
+    name: ObjectName
+
+
+class EnvironmentVariable(SpecValue):
+    """One variable of trainers and profilers."""
+
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=253)
+    value: str = Field(default="", max_length=4096)
+
+
+class ResourceList(SpecValue):
+    """CPU and memory; GPUs follow from the budget."""
+
+    cpu: Quantity | None = None
+    memory: Quantity | None = None
+
+
+class Resources(SpecValue):
+    """``spec.runtime.resources``, per pod."""
+
+    requests: ResourceList = ResourceList()
+    limits: ResourceList = ResourceList()
+
+
+class Toleration(SpecValue):
+    """As in pods."""
+
+    key: LabelText | None = None
+    operator: Literal["Exists", "Equal"] | None = None
+    value: Annotated[str, StringConstraints(max_length=63)] | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    toleration_seconds: int | None = Field(default=None, ge=0, le=31_536_000)
+
+
+class Runtime(SpecValue):
+    """``spec.runtime``: the pods; without a cluster there are none, and it is ignored."""
+
+    image: str | None = Field(default=None, min_length=1, max_length=1024)
+    image_pull_policy: ImagePullPolicy = ImagePullPolicy.IF_NOT_PRESENT
+    image_pull_secrets: tuple[SecretReference, ...] = Field(default=(), max_length=16)
+    env: tuple[EnvironmentVariable, ...] = Field(default=(), max_length=128)
+    resources: Resources = Resources()
+    node_selector: dict[str, Annotated[str, StringConstraints(max_length=63)]] = Field(
+        default_factory=dict, max_length=32
+    )
+    tolerations: tuple[Toleration, ...] = Field(default=(), max_length=32)
+
+
+class CheckpointVolume(SpecValue):
+    """``spec.checkpoint.volume``."""
+
+    claim_name: ObjectName
+
+
+class Resume(StrEnum):
+    """Whether a job goes on from its newest training checkpoint."""
+
+    LATEST = "Latest"
+    NEVER = "Never"
+
+
+class Checkpoint(SpecValue):
+    """``spec.checkpoint``; the volume is needed in a cluster only."""
+
+    volume: CheckpointVolume | None = None
+    directory: DirectoryPath | None = None
+    period_steps: int = Field(ge=1, le=1_000_000_000)
+    keep_last: int = Field(default=2, ge=1, le=1000)
+    resume: Resume = Resume.LATEST
+
+
+class FailurePolicy(SpecValue):
+    """``spec.failurePolicy``."""
+
+    max_restarts: int = Field(default=3, ge=0, le=1000)
+    progress_deadline_seconds: Seconds = 900
+
+
+class Lifecycle(SpecValue):
+    """``spec.lifecycle``, which may change while a job runs."""
+
+    active_deadline_seconds: Seconds | None = None
+    ttl_seconds_after_finished: int | None = Field(default=None, ge=0, le=31_536_000)
+    pod_retention_seconds: int = Field(default=0, ge=0, le=86_400)
+    termination_grace_period_seconds: int = Field(default=60, ge=30, le=3600)
+
+
+class Observability(SpecValue):
+    """``spec.observability``."""
+
+    metrics_port: int = Field(default=9464, ge=1024, le=65_535)
+
+
+class Spec(SpecValue):
+    """``spec``."""
+
+    suspend: bool = False
+    execution: Execution = Execution.TRAIN
+    model: ModelFields
+    budget: Budget
+    training: Training
+    search: Search = Search()
+    profiling: Profiling = Profiling()
+    runtime: Runtime = Runtime()
+    checkpoint: Checkpoint | None = None
+    failure_policy: FailurePolicy = FailurePolicy()
+    lifecycle: Lifecycle = Lifecycle()
+    observability: Observability = Observability()

@@ -1,0 +1,125 @@
+"""The training of a job: documents 3 and 4, a headless Service, and the StatefulSet of the trainers."""
+
+from galvatron_operator import names
+from galvatron_operator.api import GalvatronJob
+from galvatron_operator.manifests.metadata import Manifest, document_config_map, headless_service, metadata
+from galvatron_operator.manifests.pods import NODE_RANK, Mount, NodePod, documents_mount, pod_template
+from galvatron_operator.torchrun import LOOPBACK, TRAIN_MODULE, Launch, WhenFinished, training_arguments
+from galvatron_planner.plan import Plan
+from galvatron_planner.training import TrainingSpec
+
+SUPERVISOR_SECONDS = 20
+"""Part of the grace period that is left to torchrun and the supervisor when the ranks have ended."""
+
+
+def plan_config_map(job: GalvatronJob, plan: Plan, *, report: str) -> Manifest:
+    """Document 3, and beside it the search's report as JSON."""
+    name = names.plan_config_map(job.name, plan.digest())
+    data = {names.PLAN_KEY: plan.to_json(), names.REPORT_KEY: report}
+    return document_config_map(job, name, names.COMPONENT_TRAINER, data)
+
+
+def training_config_map(job: GalvatronJob, training: TrainingSpec) -> Manifest:
+    """Document 4."""
+    name = names.training_config_map(job.name, training.digest())
+    return document_config_map(job, name, names.COMPONENT_TRAINER, {names.TRAINING_KEY: training.to_json()})
+
+
+def service(job: GalvatronJob) -> Manifest:
+    """DNS names of the trainers."""
+    return headless_service(job, names.stateful_set(job.name), names.COMPONENT_TRAINER)
+
+
+def stateful_set(
+    job: GalvatronJob, plan: Plan, training: TrainingSpec, *, attempt: int, image: str, replicas: int
+) -> Manifest:
+    """The trainers of one attempt.
+
+    Args:
+        job: the job.
+        plan: document 3, whose ConfigMap exists.
+        training: document 4, whose ConfigMap exists.
+        attempt: number of the attempt; pods of another attempt can neither join nor be mistaken for this one.
+        image: of the runtime.
+        replicas: the plan's nodes, or 0 to stop them.
+    """
+    name = names.stateful_set(job.name)
+    plan_label = {names.LABEL_PLAN_HASH: names.plan_hash(plan.digest())}
+    attempt_annotation = {names.ANNOTATION_ATTEMPT: str(attempt)}
+    pod = NodePod(
+        component=names.COMPONENT_TRAINER,
+        image=image,
+        launch=training_launch(job, plan, attempt=attempt),
+        node_rank_field=f"metadata.labels['{names.LABEL_POD_INDEX}']",
+        mounts=_mounts(job, plan, training),
+        grace_period_seconds=job.spec.lifecycle.termination_grace_period_seconds,
+        labels=plan_label,
+        annotations=attempt_annotation,
+    )
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "metadata": metadata(job, name, names.COMPONENT_TRAINER, labels=plan_label, annotations=attempt_annotation),
+        "spec": {
+            "serviceName": name,
+            "replicas": replicas,
+            # One by one would wait for ranks that wait for the next pod.
+            "podManagementPolicy": "Parallel",
+            # A gang changes as a whole, or not at all: the operator deletes its pods.
+            "updateStrategy": {"type": "OnDelete"},
+            "revisionHistoryLimit": 1,
+            "selector": {"matchLabels": names.pod_selector(job.name, names.COMPONENT_TRAINER)},
+            "template": pod_template(job, pod),
+        },
+    }
+
+
+def training_launch(job: GalvatronJob, plan: Plan, *, attempt: int) -> Launch:
+    """What a trainer pod runs."""
+    several = plan.cluster.num_nodes > 1
+    return Launch(
+        module=TRAIN_MODULE,
+        arguments=training_arguments(
+            plan_path=f"{names.DOCUMENTS_DIRECTORY}/{names.PLAN_KEY}",
+            training_path=f"{names.DOCUMENTS_DIRECTORY}/{names.TRAINING_KEY}",
+        ),
+        cluster=plan.cluster,
+        node_rank=NODE_RANK,
+        master_address=names.pod_address(names.stateful_set(job.name), 0) if several else LOOPBACK,
+        master_port=names.RENDEZVOUS_PORT,
+        run_id=f"{job.metadata.uid}-{attempt}",
+        attempt=attempt,
+        supervisor_port=job.spec.observability.metrics_port,
+        run_directory=names.RUN_DIRECTORY,
+        when_finished=WhenFinished.PARK,
+        shutdown_timeout_seconds=job.spec.lifecycle.termination_grace_period_seconds - SUPERVISOR_SECONDS,
+        termination_log=names.TERMINATION_LOG,
+    )
+
+
+def _mounts(job: GalvatronJob, plan: Plan, training: TrainingSpec) -> tuple[Mount, ...]:
+    documents = documents_mount(
+        (names.plan_config_map(job.name, plan.digest()), names.PLAN_KEY),
+        (names.training_config_map(job.name, training.digest()), names.TRAINING_KEY),
+    )
+    return (documents, *_data_mounts(job), *_checkpoint_mounts(job))
+
+
+def _data_mounts(job: GalvatronJob) -> tuple[Mount, ...]:
+    volume = job.spec.training.dataset.volume
+    if volume is None:
+        return ()
+    source = (
+        {"configMap": {"name": volume.config_map_name}}
+        if volume.config_map_name is not None
+        else {"persistentVolumeClaim": {"claimName": volume.claim_name, "readOnly": True}}
+    )
+    return (Mount("data", names.DATA_DIRECTORY, source, read_only=True),)
+
+
+def _checkpoint_mounts(job: GalvatronJob) -> tuple[Mount, ...]:
+    checkpoint = job.spec.checkpoint
+    if checkpoint is None or checkpoint.volume is None:
+        return ()
+    source = {"persistentVolumeClaim": {"claimName": checkpoint.volume.claim_name}}
+    return (Mount("checkpoints", names.CHECKPOINT_DIRECTORY, source),)

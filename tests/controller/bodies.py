@@ -1,0 +1,116 @@
+"""GalvatronJobs as users write them: one that is right, and changes that make it wrong."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from galvatron_operator.api import GalvatronJob, parse
+
+Body = dict[str, Any]
+
+ABSENT = object()
+"""As a value: take the field away."""
+
+SMALLEST: Body = {
+    "apiVersion": "galvatron.io/v1alpha1",
+    "kind": "GalvatronJob",
+    "metadata": {"name": "job", "namespace": "team", "uid": "0b0a0c0d-0000-4000-8000-000000000000", "generation": 1},
+    "spec": {
+        "model": {"family": "gpt", "hiddenSize": 32, "numLayers": 2, "numAttentionHeads": 4, "sequenceLength": 16},
+        "budget": {"gpus": 4, "gpusPerNode": 2, "memoryPerGPU": "4Gi"},
+        "training": {"globalBatchSize": {"value": 8}, "steps": 10},
+    },
+}
+"""Only what must be written."""
+
+Changes = Mapping[str, Any]
+
+WRONG: dict[str, tuple[str, Changes]] = {
+    "a name that is too long": ("metadata.name", {"metadata.name": "a" * 41}),
+    "a name that no DNS label begins with": ("metadata.name", {"metadata.name": "7b"}),
+    "no model": ("spec.model", {"spec.model": ABSENT}),
+    "an unknown family": ("spec.model.family", {"spec.model.family": "resnet"}),
+    "no layers": ("spec.model.numLayers", {"spec.model.numLayers": 0}),
+    "heads that do not divide": ("spec.model.hiddenSize", {"spec.model.numAttentionHeads": 5}),
+    "key-value heads that do not divide": ("spec.model.numKeyValueHeads", {"spec.model.numKeyValueHeads": 3}),
+    "odd heads with rotary positions": (
+        "spec.model",
+        {"spec.model.family": "llama", "spec.model.numAttentionHeads": 32},
+    ),
+    "too few tokens for text": (
+        "spec.model.vocabularySize",
+        {"spec.model.vocabularySize": 255, "spec.training.dataset": {"source": "PythonDocs"}},
+    ),
+    "devices that are no power of two": ("spec.budget.gpus", {"spec.budget.gpus": 6}),
+    "a part of a node": ("spec.budget.gpus", {"spec.budget.gpusPerNode": 8}),
+    "a number in quotes": ("spec.budget.gpus", {"spec.budget.gpus": "4"}),
+    "no memory": ("spec.budget.memoryPerGPU", {"spec.budget.memoryPerGPU": ABSENT}),
+    "memory of nothing": ("spec.budget.memoryPerGPU", {"spec.budget.memoryPerGPU": "0Gi"}),
+    "memory in a unit that does not exist": ("spec.budget.memoryPerGPU", {"spec.budget.memoryPerGPU": "4GB"}),
+    "a batch that is nothing": ("spec.training.globalBatchSize", {"spec.training.globalBatchSize": {}}),
+    "a batch that is a value and a range": ("spec.training.globalBatchSize", {"spec.training.globalBatchSize.max": 16}),
+    "a range without an end": ("spec.training.globalBatchSize", {"spec.training.globalBatchSize": {"min": 8}}),
+    "a range that goes down": (
+        "spec.training.globalBatchSize",
+        {"spec.training.globalBatchSize": {"min": 8, "max": 4}},
+    ),
+    "a range of very many sizes": (
+        "spec.training.globalBatchSize",
+        {"spec.training.globalBatchSize": {"min": 1, "max": 65}},
+    ),
+    "no steps": ("spec.training.steps", {"spec.training.steps": 0}),
+    "a precision that is not offered": ("spec.training.precision", {"spec.training.precision": "FP16"}),
+    "a floating-point number": ("learningRate", {"spec.training.optimizer": {"learningRate": 0.001}}),
+    "a learning rate of 0": ("learningRate", {"spec.training.optimizer": {"learningRate": "0.0"}}),
+    "text without a path": (
+        "spec.training.dataset",
+        {"spec.training.dataset": {"source": "Text", "volume": {"claimName": "c"}}},
+    ),
+    "a path that leaves the volume": (
+        "spec.training.dataset.path",
+        {"spec.training.dataset": {"source": "Text", "path": "../x", "volume": {"claimName": "c"}}},
+    ),
+    "a volume of two kinds": (
+        "spec.training.dataset.volume",
+        {
+            "spec.training.dataset": {
+                "source": "Text",
+                "path": "x",
+                "volume": {"claimName": "c", "configMapName": "m"},
+            }
+        },
+    ),
+    "a path without text": ("spec.training.dataset", {"spec.training.dataset": {"path": "x"}}),
+    "an unknown dimension": ("spec.search.excludedDimensions", {"spec.search": {"excludedDimensions": ["CP"]}}),
+    "a dimension twice": ("spec.search.excludedDimensions", {"spec.search": {"excludedDimensions": ["TP", "TP"]}}),
+    "no dimension left": (
+        "spec.search.excludedDimensions",
+        {"spec.search": {"excludedDimensions": ["PP", "TP", "DP", "SDP"]}},
+    ),
+    "a variable of the launcher": ("spec.runtime.env", {"spec.runtime": {"env": [{"name": "RANK", "value": "0"}]}}),
+    "a variable of torchrun": ("spec.runtime.env", {"spec.runtime": {"env": [{"name": "PET_NNODES", "value": "0"}]}}),
+    "a variable twice": ("spec.runtime.env", {"spec.runtime": {"env": [{"name": "A"}, {"name": "A"}]}}),
+    "a port of the system": ("spec.observability.metricsPort", {"spec.observability": {"metricsPort": 80}}),
+    "an unknown field": ("spec.budgets", {"spec.budgets": {"gpus": 4}}),
+}
+"""What is wrong -> (the field that a refusal must name, the changes of ``SMALLEST``)."""
+
+
+def job_body(changes: Changes | None = None) -> Body:
+    """Write ``SMALLEST`` with other values at some paths, for instance ``{"spec.budget.gpus": 8}``."""
+    body = copy.deepcopy(SMALLEST)
+    for path, value in (changes or {}).items():
+        *parents, field = path.split(".")
+        part = body
+        for parent in parents:
+            part = part.setdefault(parent, {})
+        if value is ABSENT:
+            del part[field]
+        else:
+            part[field] = copy.deepcopy(value)
+    return body
+
+
+def job(changes: Changes | None = None) -> GalvatronJob:
+    """Parse ``SMALLEST`` with other values at some paths."""
+    return parse(job_body(changes))
