@@ -1,0 +1,161 @@
+"""The whole logic of a job, pure: ``decide(body, seen, ...)`` says what to write, apply, delete and search.
+
+    finished?   release pods, later delete the job           finishing.py
+    suspended?  stop pods, keep documents                    finishing.py
+    no profile  take it from the cache, or measure it        profiling.py
+    no plan     search it                                    searching.py
+    plan        train: attempts of a gang                    training.py, gang.py
+
+Level-triggered: every decision follows from what exists now, so that an operator that was away, or was stopped between
+two actions, goes on as if it had never been away. Status is written before objects change; what a status says (the
+attempt number above all) makes the next round change them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from galvatron_operator import names
+from galvatron_operator.api import ConditionType, Execution, JobStatus, parse, parse_status
+from galvatron_operator.decide.announcing import announce, phase_of
+from galvatron_operator.decide.finishing import after_the_end, check_deadline, refuse, suspend
+from galvatron_operator.decide.observed import (
+    OWNED_KINDS,
+    Decision,
+    Event,
+    Kind,
+    ObjectRef,
+    Observed,
+    SearchOrder,
+    SearchOutcome,
+    SearchProblem,
+    reference,
+)
+from galvatron_operator.decide.profiling import cached_profile, measure, request_of, say_profile_ready
+from galvatron_operator.decide.searching import existing_plan, say_plan_ready, search
+from galvatron_operator.decide.situation import FALSE, TRUE, Situation, complete
+from galvatron_operator.decide.training import has_finished_training, train
+from galvatron_operator.manifests.metadata import Manifest
+from galvatron_operator.settings import Settings
+from galvatron_planner.errors import GalvatronError, InvalidInput
+
+__all__ = [
+    "OWNED_KINDS",
+    "Decision",
+    "Event",
+    "Kind",
+    "ObjectRef",
+    "Observed",
+    "SearchOrder",
+    "SearchOutcome",
+    "SearchProblem",
+    "decide",
+    "profile_to_look_up",
+    "reference",
+    "reject",
+]
+
+
+def decide(body: Mapping[str, Any], seen: Observed, *, now: datetime, settings: Settings) -> Decision:
+    """Decide what to do about one job.
+
+    Args:
+        body: the GalvatronJob as the API has it.
+        seen: everything that exists for it.
+        now: the time.
+        settings: of the installation.
+    """
+    if "deletionTimestamp" in body["metadata"]:
+        # Its children are owned by it: the garbage collector ends them, with or without us.
+        return Decision()
+    before: JobStatus | None = None
+    try:
+        before = parse_status(body)
+        situation = _situation(body, seen, before, now=now, settings=settings)
+        decision = _decide(situation)
+    except InvalidInput as error:
+        decision = refuse(body, seen, error, now=now, before=before)
+    return _finished(decision, before)
+
+
+def reject(body: Mapping[str, Any], seen: Observed, error: GalvatronError, *, now: datetime) -> Decision:
+    """Decide what to do about a job for which the cluster refuses an object."""
+    before = parse_status(body)
+    return _finished(refuse(body, seen, error, now=now, before=before), before)
+
+
+def profile_to_look_up(
+    body: Mapping[str, Any], children: tuple[Manifest, ...], *, settings: Settings
+) -> ObjectRef | None:
+    """Name the ConfigMap in which the job's profile may be cached; None where no profile is needed (any more)."""
+    if any(names.PLAN_KEY in child.get("data", {}) for child in children):
+        return None
+    try:
+        job = parse(body)
+    except InvalidInput:
+        # ``decide`` says so.
+        return None
+    name = names.profile_config_map(request_of(job, settings).digest())
+    return ObjectRef(Kind.CONFIG_MAP, job.namespace, name)
+
+
+def _situation(
+    body: Mapping[str, Any], seen: Observed, before: JobStatus | None, *, now: datetime, settings: Settings
+) -> Situation:
+    """Read the job, and set every condition.
+
+    Raises:
+        InvalidInput: when it cannot be meant.
+    """
+    job = parse(body)
+    job.check_for_cluster()
+    generation = job.metadata.generation
+    status = (before or JobStatus.first(generation=generation, now=now)).with_missing_conditions(
+        generation=generation, now=now
+    )
+    situation = Situation(job, seen, status.model_copy(update={"observed_generation": generation}), now, settings)
+    return situation.say(ConditionType.ACCEPTED, TRUE, "Valid")
+
+
+def _decide(situation: Situation) -> Decision:
+    if situation.status.is_finished:
+        return after_the_end(situation)
+    if (failed := check_deadline(situation)) is not None:
+        return failed
+    plan = existing_plan(situation)
+    if situation.job.spec.suspend and not (plan is not None and has_finished_training(situation, plan)):
+        return suspend(situation)
+    started = situation.with_status(start_time=situation.status.start_time or situation.now)
+    if plan is None:
+        return _plan(_resume(started))
+    ready = say_plan_ready(started, plan)
+    if situation.job.spec.execution is Execution.PLAN:
+        return complete(_resume(ready), "PlanOnly", plan.summary)
+    return train(ready, plan)
+
+
+def _resume(situation: Situation) -> Situation:
+    """Say that a suspension is over, where there is no gang whose attempt it ends."""
+    if not situation.status.is_true(ConditionType.SUSPENDED):
+        return situation
+    return situation.say(ConditionType.SUSPENDED, FALSE, "Resumed")
+
+
+def _plan(situation: Situation) -> Decision:
+    """Find the profile, then the plan."""
+    request = request_of(situation.job, situation.settings)
+    profile = cached_profile(situation, request)
+    if profile is None:
+        return measure(situation, request)
+    return search(say_profile_ready(situation, profile), profile)
+
+
+def _finished(decision: Decision, before: JobStatus | None) -> Decision:
+    """Sum up the status, announce what changed, and leave out a status that says nothing new."""
+    if decision.status is None:
+        return decision
+    status = decision.status.model_copy(update={"phase": phase_of(decision.status).value})
+    if status == before:
+        return replace(decision, status=None)
+    return replace(decision, status=status, events=tuple(announce(before, status)))

@@ -1,0 +1,159 @@
+"""The trainers of one attempt, seen as a whole: how far they are, what is wrong with them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from galvatron_operator import names
+from galvatron_operator.api import ConditionType, JobStatus, ProgressStatus
+from galvatron_operator.decide.observed import Observed
+from galvatron_operator.decide.situation import attempt_of
+from galvatron_operator.failures import Failure, FailureReason, cause, failure_of, parse_time
+from galvatron_operator.manifests.metadata import Manifest
+from galvatron_planner.plan import Plan
+from galvatron_planner.units import format_quantity
+from galvatron_planner.worker import Progress, WorkerState, WorkerStatus
+
+CLOCK_SECONDS = 60.0
+"""Clocks of API server and operator may differ by this much before a pod is taken for a replacement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gang:
+    """One attempt's pods and what their supervisors say.
+
+    Attributes:
+        num_nodes: pods that belong to the gang.
+        pods: those that exist, of this attempt only.
+        reports: by pod name, of this attempt only.
+    """
+
+    num_nodes: int
+    pods: tuple[Manifest, ...]
+    reports: dict[str, WorkerStatus]
+
+    @property
+    def has_succeeded(self) -> bool:
+        """Whether every supervisor reports success."""
+        succeeded = {r.node_rank for r in self.reports.values() if r.state is WorkerState.SUCCEEDED}
+        return len(succeeded) == self.num_nodes
+
+    @property
+    def num_ready(self) -> int:
+        """Pods that are ready."""
+        return sum(_is_ready(pod) for pod in self.pods)
+
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """Names of pods whose supervisors do not answer."""
+        return tuple(name for pod in self.pods if (name := pod["metadata"]["name"]) not in self.reports)
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far the gang has come: the pod that is furthest, with what only other pods know filled in."""
+        told = [r.progress for _, r in sorted(self.reports.items()) if r.progress is not None]
+        if not told:
+            return None
+        # Only the last pipeline stage knows the loss; memory is the fullest pod's.
+        first = max(told, key=lambda progress: progress.step)
+        loss = next((p.loss for p in told if p.loss is not None and p.step == first.step), first.loss)
+        peaks = [p.peak_bytes for p in told if p.peak_bytes is not None]
+        return first.model_copy(update={"loss": loss, "peak_bytes": max(peaks, default=None)})
+
+
+def gang_of(seen: Observed, *, attempt: int, num_nodes: int) -> Gang:
+    """Select the trainers of ``attempt``."""
+    pods = tuple(pod for pod in seen.pods(names.COMPONENT_TRAINER) if attempt_of(pod) == attempt)
+    own = {pod["metadata"]["name"] for pod in pods}
+    reports = {name: report for name, report in seen.reports.items() if name in own and report.attempt == attempt}
+    return Gang(num_nodes, pods, reports)
+
+
+def stale_pods(seen: Observed, *, attempt: int) -> tuple[Manifest, ...]:
+    """Select trainers of other attempts."""
+    return tuple(pod for pod in seen.pods(names.COMPONENT_TRAINER) if attempt_of(pod) != attempt)
+
+
+def gang_failure(gang: Gang, status: JobStatus, *, progress_deadline_seconds: int, now: datetime) -> Failure | None:
+    """Tell why the gang cannot go on, or None when it can or when that may still have to show itself."""
+    found = [
+        failure
+        for pod in gang.pods
+        if (failure := failure_of(pod, gang.reports.get(pod["metadata"]["name"]), now=now)) is not None
+    ]
+    if found:
+        return cause(found, now=now)
+    trained_since = _training_since(status)
+    if trained_since is not None:
+        return next(_replaced(gang, trained_since, now), None) or _stalled(gang, status, progress_deadline_seconds, now)
+    return _stalled(gang, status, progress_deadline_seconds, now)
+
+
+def progress_status(progress: Progress, plan: Plan, *, before: ProgressStatus | None, now: datetime) -> ProgressStatus:
+    """Write progress for people; its time moves with its step, so that a stall shows."""
+    seconds = progress.step_seconds
+    expected = plan.estimate.step_seconds
+    moved = before is None or before.step != progress.step
+    return ProgressStatus(
+        step=progress.step,
+        total_steps=progress.total_steps,
+        percent=100 * progress.step // max(progress.total_steps, 1),
+        estimated_remaining_seconds=_optional_round(seconds, progress.total_steps - progress.step),
+        tokens_per_second=_optional_round(progress.tokens_per_second, 1),
+        step_milliseconds=_optional_round(seconds, 1e3),
+        peak_memory_per_gpu=format_quantity(progress.peak_bytes) if progress.peak_bytes is not None else None,
+        prediction_error_percent=round(100 * (seconds - expected) / expected) if seconds else None,
+        loss=f"{progress.loss:.4f}" if progress.loss is not None else None,
+        last_checkpoint_step=progress.last_checkpoint_step,
+        last_update_time=now if moved or before is None else before.last_update_time,
+    )
+
+
+def _training_since(status: JobStatus) -> datetime | None:
+    condition = status.find(ConditionType.TRAINING)
+    return condition.last_transition_time if condition and status.is_true(ConditionType.TRAINING) else None
+
+
+def _replaced(gang: Gang, trained_since: datetime, now: datetime) -> Iterator[Failure]:
+    """Find pods that are gone, or came new into a gang that was training: they cannot join it."""
+    present = {pod["metadata"]["name"] for pod in gang.pods}
+    if len(present) < gang.num_nodes:
+        message = f"{gang.num_nodes - len(present)} of {gang.num_nodes} pods are gone"
+        yield Failure(FailureReason.POD_LOST, message, now)
+    newest = trained_since + timedelta(seconds=CLOCK_SECONDS)
+    for pod in gang.pods:
+        if parse_time(pod["metadata"]["creationTimestamp"]) > newest:
+            name, node = pod["metadata"]["name"], pod.get("spec", {}).get("nodeName")
+            yield Failure(
+                FailureReason.POD_LOST, "a new pod has taken the place of a trainer", now, pod=name, node=node
+            )
+
+
+def _stalled(gang: Gang, status: JobStatus, deadline_seconds: int, now: datetime) -> Failure | None:
+    started = [time for pod in gang.pods if (time := _started(pod)) is not None]
+    if len(started) < gang.num_nodes:
+        return None
+    moved = status.progress.last_update_time if status.progress is not None else started[0]
+    since = max(*started, moved)
+    if now - since <= timedelta(seconds=deadline_seconds):
+        return None
+    silent = f"; no answer from {', '.join(gang.silent)}" if gang.silent else ""
+    return Failure(FailureReason.STALLED, f"no step was finished for {deadline_seconds} s{silent}", now)
+
+
+def _started(pod: Manifest) -> datetime | None:
+    """Tell since when the pod's container runs."""
+    for container in pod.get("status", {}).get("containerStatuses", ()):
+        running = container.get("state", {}).get("running")
+        if running is not None and "startedAt" in running:
+            return parse_time(running["startedAt"])
+    return None
+
+
+def _is_ready(pod: Manifest) -> bool:
+    conditions = pod.get("status", {}).get("conditions", ())
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+
+
+def _optional_round(number: float | None, factor: float) -> int | None:
+    return round(number * factor) if number is not None else None

@@ -1,0 +1,144 @@
+"""What is seen of a job, and what is decided about it: the two sides of :func:`decide`, both plain values.
+
+Observations are whole objects as the API server gave them, because a decision that rests on a summary of yesterday is
+the bug that level-triggered control exists to avoid.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from galvatron_operator import names
+from galvatron_operator.api import JobStatus
+from galvatron_operator.manifests.metadata import Manifest
+from galvatron_planner.documents import Digest
+from galvatron_planner.plan import Plan
+from galvatron_planner.problem import PlanningProblem
+from galvatron_planner.worker import WorkerStatus
+
+
+class Kind(StrEnum):
+    """Every kind of object that the operator reads or writes."""
+
+    GALVATRON_JOB = names.KIND
+    CONFIG_MAP = "ConfigMap"
+    SERVICE = "Service"
+    JOB = "Job"
+    STATEFUL_SET = "StatefulSet"
+    POD = "Pod"
+    EVENT = "Event"
+
+
+OWNED_KINDS = (Kind.CONFIG_MAP, Kind.SERVICE, Kind.JOB, Kind.STATEFUL_SET, Kind.POD)
+"""Kinds that are listed to observe a job; each object carries the label with the job's uid."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRef:
+    """One object; with ``uid`` only that very one, not another that has taken its name since."""
+
+    kind: Kind
+    namespace: str
+    name: str
+    uid: str | None = None
+
+
+def reference(manifest: Manifest) -> ObjectRef:
+    """Point at an object, by uid where it has one."""
+    metadata = manifest["metadata"]
+    return ObjectRef(Kind(manifest["kind"]), metadata["namespace"], metadata["name"], metadata.get("uid"))
+
+
+class SearchProblem(StrEnum):
+    """Why a search ended without a plan; the values are condition reasons."""
+
+    NO_FEASIBLE_PLAN = "NoFeasiblePlan"
+    TIMED_OUT = "SearchTimedOut"
+    FAILED = "SearchFailed"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOutcome:
+    """How a search ended: with a plan, or with a problem.
+
+    Attributes:
+        problem_digest: the planning problem that was searched.
+        seconds: duration of the search.
+        plan: absent when there is a problem.
+        report: why this plan, for people.
+        problem: absent when there is a plan.
+        message: what is wrong and what to do, with ``problem``.
+    """
+
+    problem_digest: Digest
+    seconds: float
+    plan: Plan | None = None
+    report: str = ""
+    problem: SearchProblem | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOrder:
+    """Ask for a search; equal orders are one search."""
+
+    problem: PlanningProblem
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything that exists for a job.
+
+    Attributes:
+        children: objects with the job's uid, of ``OWNED_KINDS``.
+        cached_profile: ConfigMap with the profile for the job's request, whoever measured it.
+        reports: what supervisors answer, by name of their pod; silent pods are absent.
+        result: what the profiler of node 0 hands out, absent while it measures.
+        search: how the job's newest search ended, absent while there is none.
+    """
+
+    children: tuple[Manifest, ...] = ()
+    cached_profile: Manifest | None = None
+    reports: Mapping[str, WorkerStatus] = field(default_factory=dict)
+    result: str | None = None
+    search: SearchOutcome | None = None
+
+    def of_kind(self, kind: Kind) -> tuple[Manifest, ...]:
+        """Select children of one kind."""
+        return tuple(child for child in self.children if child["kind"] == kind)
+
+    def pods(self, component: str) -> tuple[Manifest, ...]:
+        """Select pods of one component (a value of ``names.COMPONENT_...``)."""
+        labelled = ((pod, pod["metadata"].get("labels", {})) for pod in self.of_kind(Kind.POD))
+        return tuple(pod for pod, labels in labelled if labels.get(names.LABEL_COMPONENT) == component)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A line for ``kubectl describe``; everything in it is in ``status`` too."""
+
+    reason: str
+    message: str
+    warning: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do, in this order: write the status, apply, delete, search; all of it may be repeated.
+
+    Attributes:
+        status: absent when there is nothing to say.
+        apply: objects that shall exist.
+        delete: objects that shall not.
+        search: what to plan.
+        requeue_after_seconds: when to look again though nothing changes; None for never.
+        events: what changed, for people.
+    """
+
+    status: JobStatus | None = None
+    apply: tuple[Manifest, ...] = ()
+    delete: tuple[ObjectRef, ...] = ()
+    search: SearchOrder | None = None
+    requeue_after_seconds: float | None = None
+    events: tuple[Event, ...] = ()

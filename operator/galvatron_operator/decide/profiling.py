@@ -1,0 +1,184 @@
+"""From a job to its profile: taken from the cache, or measured by an Indexed Job and then cached."""
+
+from functools import lru_cache
+
+from galvatron_operator import names
+from galvatron_operator.api import ConditionType, GalvatronJob, ProfileStatus, ProfilingPolicy
+from galvatron_operator.decide.observed import Decision, Kind
+from galvatron_operator.decide.situation import (
+    AT_ONCE_SECONDS,
+    FALSE,
+    LONGEST_NOTE,
+    POLL_SECONDS,
+    TRUE,
+    Situation,
+    fail,
+    missing,
+    record,
+    references,
+)
+from galvatron_operator.failures import REACTIONS, Action, Failure, cause, failure_of, obstacle
+from galvatron_operator.manifests import profiling
+from galvatron_operator.manifests.metadata import Manifest
+from galvatron_operator.settings import Settings
+from galvatron_planner.cluster import Cluster
+from galvatron_planner.errors import InvalidDocument
+from galvatron_planner.model import ModelSpec, Precision
+from galvatron_planner.problem import BatchRange, SearchLimits
+from galvatron_planner.profiles import Profile, ProfileRequest
+from galvatron_planner.search.request import profile_request
+from galvatron_planner.worker import WorkerStatus
+
+
+def request_of(job: GalvatronJob, settings: Settings) -> ProfileRequest:
+    """Write document 1."""
+    return _request(job.model, job.cluster, job.precision, job.batch, job.limits, _place_of_measurement(job, settings))
+
+
+# Kept, because every round until the plan is found asks twice: 40 ms for 4 devices, 250 ms for 512 (2 shared cores).
+@lru_cache(maxsize=128)
+def _request(
+    model: ModelSpec, cluster: Cluster, precision: Precision, batch: BatchRange, limits: SearchLimits, place: str
+) -> ProfileRequest:
+    return profile_request(model, cluster, precision=precision, batch=batch, limits=limits, runtime_version=place)
+
+
+def cached_profile(situation: Situation, request: ProfileRequest) -> Profile | None:
+    """Read the profile that this job may use, if there is one.
+
+    With the policy ``Always`` a job uses only what it has measured itself. A profile that cannot be read is measured
+    again: caches outlive versions.
+    """
+    config_map = situation.seen.cached_profile
+    measured = situation.status.profile is not None and situation.status.profile.source == "Measured"
+    if config_map is None or not (measured or situation.job.spec.profiling.policy is ProfilingPolicy.IF_NOT_CACHED):
+        return None
+    try:
+        profile = Profile.from_json(config_map.get("data", {}).get(names.PROFILE_KEY, ""))
+    except InvalidDocument:
+        return None
+    return profile if profile.request_digest == request.digest() else None
+
+
+def say_profile_ready(situation: Situation, profile: Profile) -> Situation:
+    """Say which profile is used, and whether this job has measured it."""
+    known = situation.status.profile
+    source = known.source if known is not None and known.digest == profile.digest() else "Cache"
+    return _say_ready(situation, profile, measured=source == "Measured")
+
+
+def measure(situation: Situation, request: ProfileRequest) -> Decision:
+    """Have the profile measured, and take the result when it is there."""
+    current = names.profiling_job(situation.job.name, request.digest())
+    jobs = situation.seen.of_kind(Kind.JOB)
+    job = next((j for j in jobs if j["metadata"]["name"] == current), None)
+    # An upgrade of the operator may have changed what is asked for.
+    outdated = references(tuple(j for j in jobs if j is not job))
+    if job is not None and situation.seen.result is not None:
+        return _take(situation, request, situation.seen.result)
+    if job is not None and (ended := _ended(situation, job)) is not None:
+        return ended
+    if job is None and situation.seen.pods(names.COMPONENT_PROFILER):
+        # The host names of ending pods are still published; new pods of the same names would meet the wrong ones.
+        waiting = situation.say(ConditionType.PROFILE_READY, FALSE, "Profiling", "former profilers are ending")
+        return waiting.decide(delete=outdated, after_seconds=POLL_SECONDS)
+    wanted = (
+        profiling.request_config_map(situation.job, request),
+        profiling.service(situation.job, request),
+        profiling.indexed_job(situation.job, request, image=situation.image),
+    )
+    # A Job never changes: what exists is left alone, also when a later version would write it otherwise.
+    new = missing(situation.seen, *(wanted if job is None else wanted[:-1]))
+    return _say_profiling(situation).decide(apply=new, delete=outdated, after_seconds=POLL_SECONDS)
+
+
+def _place_of_measurement(job: GalvatronJob, settings: Settings) -> str:
+    """Write down everything about the pods that measurements depend on: elsewhere is another profile."""
+    runtime, budget = job.spec.runtime, job.spec.budget
+    selector = (f"{key}={value}" for key, value in sorted(runtime.node_selector.items()))
+    limits = (f"limits.cpu={runtime.resources.limits.cpu}",) if runtime.resources.limits.cpu is not None else ()
+    return " ".join((runtime.image or settings.runtime_image, budget.resource_name, *selector, *limits))
+
+
+def _take(situation: Situation, request: ProfileRequest, result: str) -> Decision:
+    try:
+        profile = Profile.from_json(result)
+    except InvalidDocument as error:
+        return fail(
+            situation.say(ConditionType.PROFILE_READY, FALSE, "ProfilingFailed", str(error)),
+            "ProfilingFailed",
+            f"the profilers' result cannot be read: {error}",
+        )
+    if profile.request_digest != request.digest():
+        # The answer of a former Job, whose pods are ending.
+        return _say_profiling(situation).decide(after_seconds=POLL_SECONDS)
+    return _say_ready(situation, profile, measured=True).decide(
+        apply=(profiling.profile_config_map(situation.job.namespace, profile),),
+        delete=references((*situation.seen.of_kind(Kind.JOB), *situation.seen.of_kind(Kind.SERVICE))),
+        after_seconds=AT_ONCE_SECONDS,
+    )
+
+
+def _ended(situation: Situation, job: Manifest) -> Decision | None:
+    """React to profilers that will bring no result."""
+    conditions = job.get("status", {}).get("conditions", ())
+    # The first of the two comes before the Job's other pods have ended.
+    failed = next((c for c in conditions if c["type"] in ("FailureTarget", "Failed") and c["status"] == "True"), None)
+    if failed is not None and failed.get("reason") == "DeadlineExceeded":
+        seconds = situation.job.spec.profiling.timeout_seconds
+        message = f"no profile after {seconds} s{_obstacle_text(situation)}; raise spec.profiling.timeoutSeconds"
+        return _give_up(situation, "ProfilingTimedOut", message)
+    if (failure := _failure(situation)) is not None:
+        return _react(situation, job, failure)
+    if failed is None:
+        return None
+    message = f"{failed.get('reason', 'Failed')}: {failed.get('message', '')}; read the log of the profilers"
+    return _give_up(situation, "ProfilingFailed", message)
+
+
+def _react(situation: Situation, job: Manifest, failure: Failure) -> Decision:
+    reaction = REACTIONS[failure.reason]
+    problem = f"{failure.pod}: {failure.reason}: {failure.message[:LONGEST_NOTE]}"
+    if reaction.action is not Action.RESTART_UNCOUNTED:
+        recorded = situation.with_status(failures=situation.status.with_failure(record(situation, failure)).failures)
+        return _give_up(recorded, "ProfilingFailed", f"{problem}; {reaction.advice}")
+    again = situation.say(ConditionType.PROFILE_READY, FALSE, "Profiling", f"measuring again after {problem}")
+    return again.decide(delete=references((job,)), after_seconds=POLL_SECONDS)
+
+
+def _failure(situation: Situation) -> Failure | None:
+    seen = situation.seen
+    found = (
+        failure_of(pod, seen.reports.get(pod["metadata"]["name"]), now=situation.now)
+        for pod in seen.pods(names.COMPONENT_PROFILER)
+    )
+    return cause((failure for failure in found if failure is not None), now=situation.now)
+
+
+def _give_up(situation: Situation, reason: str, message: str) -> Decision:
+    return fail(situation.say(ConditionType.PROFILE_READY, FALSE, reason, message), "ProfilingFailed", message)
+
+
+def _say_ready(situation: Situation, profile: Profile, *, measured: bool) -> Situation:
+    name = names.profile_config_map(profile.request_digest)
+    status = ProfileStatus(config_map_name=name, source="Measured" if measured else "Cache", digest=profile.digest())
+    reason = "Profiled" if measured else "CacheHit"
+    message = f"measured on {profile.device_name}, kept in ConfigMap {name}"
+    return situation.with_status(profile=status).say(ConditionType.PROFILE_READY, TRUE, reason, message)
+
+
+def _say_profiling(situation: Situation) -> Situation:
+    reports = (situation.seen.reports.get(p["metadata"]["name"]) for p in situation.seen.pods(names.COMPONENT_PROFILER))
+    doing = next((_doing(report) for report in reports if report is not None), "profilers are starting")
+    return situation.say(ConditionType.PROFILE_READY, FALSE, "Profiling", doing + _obstacle_text(situation))
+
+
+def _doing(report: WorkerStatus) -> str:
+    if report.progress is None:
+        return "profilers are meeting"
+    return f"{report.progress.activity}, {report.progress.step} of {report.progress.total_steps}"
+
+
+def _obstacle_text(situation: Situation) -> str:
+    found = obstacle(situation.seen.pods(names.COMPONENT_PROFILER))
+    return f" ({found.reason}: {found.message})" if found is not None else ""

@@ -1,0 +1,145 @@
+"""From a plan to a finished training: attempts of one gang, each fenced by its number."""
+
+from galvatron_operator import names
+from galvatron_operator.api import ConditionType, Nodes, training_spec
+from galvatron_operator.decide.gang import Gang, gang_failure, gang_of, progress_status, stale_pods
+from galvatron_operator.decide.observed import Decision, Kind
+from galvatron_operator.decide.situation import (
+    AT_ONCE_SECONDS,
+    FALSE,
+    LONGEST_NOTE,
+    POLL_SECONDS,
+    TRUE,
+    Situation,
+    attempt_of,
+    complete,
+    fail,
+    missing,
+    record,
+    references,
+)
+from galvatron_operator.failures import REACTIONS, Action, Failure, obstacle
+from galvatron_operator.manifests import training
+from galvatron_operator.manifests.metadata import Manifest
+from galvatron_planner.plan import Plan
+from galvatron_planner.worker import WorkerState
+
+
+def train(situation: Situation, plan: Plan) -> Decision:
+    """Bring the job's current attempt forward, end the job, or begin another attempt."""
+    begun = _say_attempt(situation)
+    attempt = begun.status.attempt
+    gang = gang_of(begun.seen, attempt=attempt, num_nodes=plan.cluster.num_nodes)
+    told = _say_progress(begun, gang, plan)
+    if gang.has_succeeded:
+        return complete(_say_nodes(told, gang), "TrainingFinished", f"attempt {attempt} finished every step")
+    deadline_seconds = told.job.spec.failure_policy.progress_deadline_seconds
+    failure = gang_failure(gang, told.status, progress_deadline_seconds=deadline_seconds, now=told.now)
+    if failure is not None:
+        return _react(_say_nodes(told, gang), failure)
+    return _say_gang(told, gang).decide(
+        apply=missing(told.seen, *_wanted(told, plan)),
+        delete=references(stale_pods(told.seen, attempt=attempt)),
+        after_seconds=POLL_SECONDS,
+    )
+
+
+def has_finished_training(situation: Situation, plan: Plan) -> bool:
+    """Tell whether the current attempt is through."""
+    gang = gang_of(situation.seen, attempt=_known_attempt(situation), num_nodes=plan.cluster.num_nodes)
+    return gang.has_succeeded
+
+
+def _known_attempt(situation: Situation) -> int:
+    """The newest attempt, from whichever knows it: the status, or the objects when the status was lost."""
+    observed = (attempt_of(stateful_set) for stateful_set in situation.seen.of_kind(Kind.STATEFUL_SET))
+    return max(situation.status.attempt, *observed, 0)
+
+
+def _say_attempt(situation: Situation) -> Situation:
+    """Number the attempt; after a suspension it is a new one, because ending pods may still write."""
+    attempt = max(_known_attempt(situation), 1)
+    if situation.job.spec.suspend or not situation.status.is_true(ConditionType.SUSPENDED):
+        return situation.with_status(attempt=attempt)
+    resumed = situation.say(ConditionType.SUSPENDED, FALSE, "Resumed")
+    return resumed.with_status(attempt=attempt if situation.status.attempt == 0 else attempt + 1)
+
+
+def _wanted(situation: Situation, plan: Plan) -> tuple[Manifest, ...]:
+    job = situation.job
+    document = training_spec(job, checkpoint_directory=names.CHECKPOINT_DIRECTORY, data_root=names.DATA_DIRECTORY)
+    return (
+        training.training_config_map(job, document),
+        training.service(job),
+        training.stateful_set(
+            job,
+            plan,
+            document,
+            attempt=situation.status.attempt,
+            image=situation.image,
+            replicas=plan.cluster.num_nodes,
+        ),
+    )
+
+
+def _react(situation: Situation, failure: Failure) -> Decision:
+    """Record a failure, and begin another attempt unless there have been enough.
+
+    Only the status changes now. The next time round its attempt number makes the old pods stale and the StatefulSet
+    outdated, so nothing is lost when the operator ends in between.
+    """
+    reaction = REACTIONS[failure.reason]
+    status, policy = situation.status, situation.job.spec.failure_policy
+    recorded = situation.with_status(failures=status.with_failure(record(situation, failure)).failures)
+    problem = f"attempt {status.attempt}: {failure.reason}{_place(failure)}: {failure.message[:LONGEST_NOTE]}"
+    if reaction.action is Action.FAIL:
+        return fail(recorded, failure.reason, f"{problem}; {reaction.advice}")
+    counts = reaction.action is Action.RESTART
+    counted = status.restarts.counted_towards_max
+    same = sum(record.reason == failure.reason for record in status.failures)
+    if counts and (counted >= policy.max_restarts or (reaction.most is not None and same >= reaction.most)):
+        return fail(recorded, "MaxRestartsExceeded", f"{problem} (after {counted} restarts); {reaction.advice}")
+    restarts = status.restarts.model_copy(
+        update={"total": status.restarts.total + 1, "counted_towards_max": counted + counts}
+    )
+    again = (
+        recorded.with_status(attempt=status.attempt + 1, restarts=restarts)
+        .say(ConditionType.TRAINING, FALSE, "Restarting", problem)
+        .say(ConditionType.PODS_READY, FALSE, "Restarting", f"attempt {status.attempt + 1} is starting")
+    )
+    return again.decide(after_seconds=AT_ONCE_SECONDS)
+
+
+def _place(failure: Failure) -> str:
+    parts = ([failure.pod] if failure.pod else []) + ([f"rank {failure.rank}"] if failure.rank is not None else [])
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _say_progress(situation: Situation, gang: Gang, plan: Plan) -> Situation:
+    progress = gang.progress
+    if progress is None:
+        return situation
+    before = situation.status.progress
+    told = situation.with_status(progress=progress_status(progress, plan, before=before, now=situation.now))
+    if progress.step == 0:
+        return told
+    return told.say(ConditionType.TRAINING, TRUE, "Progressing", progress.activity)
+
+
+def _say_gang(situation: Situation, gang: Gang) -> Situation:
+    """Say how the pods are, and what keeps them from training."""
+    said = _say_nodes(situation, gang)
+    training_ = situation.status.find(ConditionType.TRAINING)
+    if not said.status.is_true(ConditionType.TRAINING) and (training_ is None or training_.reason != "Restarting"):
+        running = any(report.state is WorkerState.RUNNING for report in gang.reports.values())
+        said = said.say(ConditionType.TRAINING, FALSE, "Rendezvous" if running else "NotStarted")
+    if gang.num_ready == gang.num_nodes:
+        return said.say(ConditionType.PODS_READY, TRUE, "AllPodsReady")
+    found = obstacle(gang.pods)
+    if found is not None:
+        return said.say(ConditionType.PODS_READY, FALSE, found.reason, found.message)
+    return said.say(ConditionType.PODS_READY, FALSE, "Starting", f"{gang.num_ready} of {gang.num_nodes} pods are ready")
+
+
+def _say_nodes(situation: Situation, gang: Gang) -> Situation:
+    return situation.with_status(nodes=Nodes(desired=gang.num_nodes, ready=gang.num_ready))

@@ -1,0 +1,240 @@
+"""What a pod or its supervisor reports -> why it failed -> what to do about it. Pure.
+
+Pods tell what their supervisor no longer can: that it was killed for memory, evicted, or never came back from its node.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from galvatron_planner.worker import WorkerFailure, WorkerState, WorkerStatus
+
+Pod = Mapping[str, Any]
+
+SETTLE_SECONDS = 15.0
+"""How long a lost connection waits for its cause: the kubelet reports a killed peer seconds after its partners."""
+
+
+class FailureReason(StrEnum):
+    """Why an attempt failed; the first seven are what a supervisor says of its own command."""
+
+    USER_ERROR = "UserError"
+    DATA_ERROR = "DataError"
+    BAD_PLAN = "BadPlan"
+    OUT_OF_DEVICE_MEMORY = "CudaOutOfMemory"
+    COMMUNICATION = "CommunicationError"
+    PREEMPTED = "Preempted"
+    UNKNOWN = "Unknown"
+    OUT_OF_HOST_MEMORY = "HostOutOfMemory"
+    EVICTED = "Evicted"
+    NODE_LOST = "NodeLost"
+    POD_LOST = "PodLost"
+    SUPERVISOR_EXITED = "SupervisorExited"
+    STALLED = "Stalled"
+
+
+class Action(StrEnum):
+    """What follows a failure."""
+
+    RESTART = "Restart"
+    """A new attempt that counts towards ``spec.failurePolicy.maxRestarts``."""
+    RESTART_UNCOUNTED = "RestartUncounted"
+    """A new attempt, however often: the cluster took something away, the job is not at fault."""
+    FAIL = "Fail"
+    """The next attempt would fail in the same way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reaction:
+    """One row of the table.
+
+    Attributes:
+        action: what follows.
+        advice: what a person can do when it keeps happening.
+        most: counted failures of this reason before the job fails, whatever ``maxRestarts`` says; None for no limit.
+    """
+
+    action: Action
+    advice: str
+    most: int | None = None
+
+
+REACTIONS: dict[FailureReason, Reaction] = {
+    FailureReason.USER_ERROR: Reaction(Action.RESTART, "read the whole message in status.failures"),
+    FailureReason.DATA_ERROR: Reaction(Action.FAIL, "correct spec.training.dataset"),
+    FailureReason.BAD_PLAN: Reaction(Action.FAIL, "create the job again, so that it is planned anew"),
+    FailureReason.OUT_OF_DEVICE_MEMORY: Reaction(
+        Action.FAIL, "lower spec.budget.memoryPerGPU, so that the search leaves more room"
+    ),
+    FailureReason.COMMUNICATION: Reaction(Action.RESTART, "check the network between the nodes"),
+    FailureReason.PREEMPTED: Reaction(Action.RESTART_UNCOUNTED, "give the job a higher priority"),
+    FailureReason.UNKNOWN: Reaction(Action.RESTART, "read the log of the pod; keep it with podRetentionSeconds"),
+    FailureReason.OUT_OF_HOST_MEMORY: Reaction(Action.RESTART, "raise spec.runtime.resources.limits.memory", most=1),
+    FailureReason.EVICTED: Reaction(Action.RESTART_UNCOUNTED, "raise spec.runtime.resources.requests"),
+    FailureReason.NODE_LOST: Reaction(Action.RESTART_UNCOUNTED, "check the node"),
+    FailureReason.POD_LOST: Reaction(Action.RESTART_UNCOUNTED, "find out who deletes the pods"),
+    FailureReason.SUPERVISOR_EXITED: Reaction(Action.RESTART, "read the log of the pod's previous container"),
+    FailureReason.STALLED: Reaction(
+        Action.RESTART, "look at the pods' logs, or raise spec.failurePolicy.progressDeadlineSeconds"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong in one pod, or in the gang as a whole.
+
+    Attributes:
+        reason: class of the failure.
+        message: what happened, for people.
+        time: when it happened; the earliest failure is the cause of the others.
+        pod: name of the pod, absent for the whole gang.
+        node: where the pod ran.
+        rank: global rank that failed first in the pod.
+        exit_code: of the command, or of the container.
+    """
+
+    reason: FailureReason
+    message: str
+    time: datetime
+    pod: str | None = None
+    node: str | None = None
+    rank: int | None = None
+    exit_code: int | None = None
+
+
+def failure_of(pod: Pod, report: WorkerStatus | None, *, now: datetime) -> Failure | None:
+    """Tell why a pod cannot go on, or None when it can.
+
+    Args:
+        pod: the pod object.
+        report: what its supervisor says, None when it is silent.
+        now: time of failures that carry none of their own.
+    """
+    if report is not None and report.state is WorkerState.SUCCEEDED:
+        return None
+    # A killed supervisor starts again in the same pod, and what it says then hides what killed it.
+    if (killed := _killed(pod, now)) is not None:
+        return killed
+    if report is not None and report.failure is not None:
+        return _reported(pod, report.failure)
+    return _disrupted(pod, now) or _deleted(pod, now) or _ended(pod, now)
+
+
+def cause(failures: Iterable[Failure], *, now: datetime) -> Failure | None:
+    """Choose the failure that led to the others, or None while it may still have to show itself.
+
+    A lost connection is usually the echo of something else, so it stands only when nothing else is heard for a while.
+    """
+    ranked = sorted(failures, key=lambda failure: (failure.reason is FailureReason.COMMUNICATION, failure.time))
+    first = next(iter(ranked), None)
+    if first is None or first.reason is not FailureReason.COMMUNICATION:
+        return first
+    return first if now - first.time >= timedelta(seconds=SETTLE_SECONDS) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why a pod has not started yet; it may still resolve itself."""
+
+    reason: str
+    message: str
+
+
+_IMAGE_PROBLEMS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+_CONTAINER_PROBLEMS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+
+
+def obstacle(pods: Iterable[Pod]) -> Obstacle | None:
+    """Tell what keeps pods from starting; the first pod with a reason speaks for all."""
+    return next((found for pod in pods if (found := _obstacle_of(pod)) is not None), None)
+
+
+def _obstacle_of(pod: Pod) -> Obstacle | None:
+    name, status = pod["metadata"]["name"], pod.get("status", {})
+    for condition in status.get("conditions", ()):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return Obstacle("Unschedulable", f"{name}: {condition.get('message') or condition.get('reason', '')}")
+    for container in status.get("containerStatuses", ()):
+        waiting = container.get("state", {}).get("waiting") or {}
+        message = f"{name}: {waiting.get('reason')}: {waiting.get('message', '')}"
+        if waiting.get("reason") in _IMAGE_PROBLEMS:
+            return Obstacle("ImagePullError", message)
+        if waiting.get("reason") in _CONTAINER_PROBLEMS:
+            return Obstacle("ContainerError", message)
+    return None
+
+
+def parse_time(text: str) -> datetime:
+    """Read a time as the API writes it."""
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+def _reported(pod: Pod, failure: WorkerFailure) -> Failure:
+    return Failure(
+        reason=FailureReason(failure.reason.value),
+        message=failure.message,
+        time=datetime.fromtimestamp(failure.time, UTC),
+        pod=pod["metadata"]["name"],
+        node=pod.get("spec", {}).get("nodeName"),
+        rank=failure.rank,
+        exit_code=failure.exit_code,
+    )
+
+
+_DISRUPTIONS = {
+    "PreemptionByScheduler": FailureReason.PREEMPTED,
+    "DeletionByTaintManager": FailureReason.NODE_LOST,
+    "DeletionByPodGC": FailureReason.NODE_LOST,
+    "EvictionByEvictionAPI": FailureReason.EVICTED,
+    "TerminationByKubelet": FailureReason.EVICTED,
+}
+
+
+def _disrupted(pod: Pod, now: datetime) -> Failure | None:
+    """Read the condition that Kubernetes sets before it takes a pod away."""
+    for condition in pod.get("status", {}).get("conditions", ()):
+        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
+            reason = _DISRUPTIONS.get(condition.get("reason", ""), FailureReason.EVICTED)
+            time = condition.get("lastTransitionTime")
+            return _of_pod(pod, reason, condition.get("message", ""), parse_time(time) if time else now)
+    return None
+
+
+def _killed(pod: Pod, now: datetime) -> Failure | None:
+    """Find a supervisor that ended: it parks whatever happens to its command, so it was killed or has crashed."""
+    for container in pod.get("status", {}).get("containerStatuses", ()):
+        ended = container.get("state", {}).get("terminated") or container.get("lastState", {}).get("terminated")
+        if ended is None:
+            continue
+        out_of_memory = ended.get("reason") == "OOMKilled"
+        reason = FailureReason.OUT_OF_HOST_MEMORY if out_of_memory else FailureReason.SUPERVISOR_EXITED
+        code = ended.get("exitCode")
+        message = ended.get("message") or f"the container ended with code {code} ({ended.get('reason', 'no reason')})"
+        time = ended.get("finishedAt")
+        return _of_pod(pod, reason, message, parse_time(time) if time else now, exit_code=code)
+    return None
+
+
+def _deleted(pod: Pod, now: datetime) -> Failure | None:
+    if "deletionTimestamp" not in pod["metadata"]:
+        return None
+    unreachable = pod.get("status", {}).get("reason") == "NodeLost"
+    reason = FailureReason.NODE_LOST if unreachable else FailureReason.POD_LOST
+    return _of_pod(pod, reason, "the pod is being deleted", now)
+
+
+def _ended(pod: Pod, now: datetime) -> Failure | None:
+    """Find a pod that the kubelet gave up before its containers had a state: evicted, refused or shut down."""
+    status = pod.get("status", {})
+    if status.get("phase") != "Failed":
+        return None
+    message = f"{status.get('reason', 'Failed')}: {status.get('message', '')}"
+    return _of_pod(pod, FailureReason.EVICTED, message, now)
+
+
+def _of_pod(pod: Pod, reason: FailureReason, message: str, time: datetime, *, exit_code: int | None = None) -> Failure:
+    node = pod.get("spec", {}).get("nodeName")
+    return Failure(reason, message, time, pod=pod["metadata"]["name"], node=node, exit_code=exit_code)

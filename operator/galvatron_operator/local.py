@@ -1,0 +1,234 @@
+"""The whole line on one machine: profile -> plan -> train as local processes, from the YAML that a cluster takes.
+
+It shares everything with cluster mode but who starts the processes. It shows nothing itself: a listener is told what
+happens, and the command line draws it.
+"""
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+import yaml
+from galvatron_planner.search.optimizer import search
+from galvatron_planner.search.report import SearchReport
+
+from galvatron_operator import torchrun
+from galvatron_operator.api import GalvatronJob, ProfilingPolicy, parse, training_spec
+from galvatron_operator.rundirectory import RunDirectory, stored
+from galvatron_operator.supervised import free_port, supervise
+from galvatron_operator.torchrun import Launch
+from galvatron_planner.cluster import Cluster
+from galvatron_planner.errors import InvalidInput
+from galvatron_planner.plan import Plan
+from galvatron_planner.problem import PlanningProblem
+from galvatron_planner.profiles import Profile, ProfileRequest
+from galvatron_planner.search.request import profile_request
+from galvatron_planner.units import format_bytes, format_seconds
+from galvatron_planner.worker import Progress, WorkerStatus
+
+
+class Listener(Protocol):
+    """Who is told what happens."""
+
+    def start(self, phase: str, detail: str) -> None:
+        """A phase begins."""
+
+    def progress(self, progress: Progress) -> None:
+        """The phase has come this far."""
+
+    def end(self, detail: str) -> None:
+        """The phase is over, with this result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What the search answered."""
+
+    plan: Plan
+    report: SearchReport
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training came to.
+
+    Attributes:
+        first_loss: loss of the first step that this run was seen to make; absent when it made none.
+        last: progress at the end; absent when the run had nothing left to do.
+    """
+
+    first_loss: float | None = None
+    last: Progress | None = None
+
+
+def load(path: Path) -> GalvatronJob:
+    """Read a GalvatronJob from a YAML file.
+
+    Raises:
+        InvalidInput: when the file is missing, is no YAML, or is no GalvatronJob.
+    """
+    try:
+        body: Any = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}: {error.strerror}", remedy="check the path of the file") from error
+    except yaml.YAMLError as error:
+        raise InvalidInput(f"{path} is no YAML: {error}", remedy="correct it") from error
+    if not isinstance(body, dict):
+        raise InvalidInput(f"{path} holds no object", remedy="start from docs/examples/quickstart.yaml")
+    return parse(body)
+
+
+def local_cluster(job: GalvatronJob) -> Cluster:
+    """All devices of the job on one node: this machine."""
+    cluster = job.cluster
+    return Cluster(
+        num_nodes=1,
+        devices_per_node=cluster.num_devices,
+        device_kind=cluster.device_kind,
+        device_memory_bytes=cluster.device_memory_bytes,
+    )
+
+
+def plan(job: GalvatronJob, directory: RunDirectory, *, port: int, listener: Listener) -> Planned:
+    """Profile, unless the directory holds the answer, and search.
+
+    Raises:
+        NoFeasiblePlan: when nothing fits the budget.
+        WorkerFailed: when profiling failed.
+    """
+    cluster = local_cluster(job)
+    request = profile_request(
+        job.model,
+        cluster,
+        precision=job.precision,
+        batch=job.batch,
+        limits=job.limits,
+        runtime_version=version("galvatron-operator"),
+    )
+    profile = _profile(job, request, directory, port=port, listener=listener)
+    problem = PlanningProblem(
+        model=job.model,
+        precision=job.precision,
+        cluster=cluster,
+        batch=job.batch,
+        limits=job.limits,
+        profile=profile,
+    )
+    listener.start("plan", "searching strategies")
+    solution = search(problem)
+    directory.plan.write_text(solution.plan.to_json())
+    directory.report.write_text(solution.report.to_json())
+    estimate = solution.plan.estimate
+    listener.end(
+        f"{solution.plan.summary}: {format_seconds(estimate.step_seconds)}/step,"
+        f" {format_bytes(estimate.peak_bytes)} per device"
+    )
+    return Planned(solution.plan, solution.report)
+
+
+def train(
+    job: GalvatronJob, chosen: Plan, directory: RunDirectory, *, data_root: Path, port: int, listener: Listener
+) -> Trained:
+    """Train under the plan, going on from the directory's newest training checkpoint.
+
+    Raises:
+        WorkerFailed: when training failed.
+        KeyboardInterrupt: after an interrupted run has saved and stopped.
+    """
+    specification = training_spec(job, checkpoint_directory=str(directory.checkpoints), data_root=str(data_root))
+    directory.training.write_text(specification.to_json())
+    listener.start("train", f"starting {chosen.cluster.num_devices} processes")
+    trained = Trained()
+
+    def on_status(status: WorkerStatus) -> None:
+        nonlocal trained
+        progress = status.progress
+        if progress is None or progress.loss is None:
+            return
+        listener.progress(progress)
+        first = progress.loss if trained.first_loss is None else trained.first_loss
+        trained = Trained(first_loss=first, last=progress)
+
+    arguments = torchrun.training_arguments(plan_path=str(directory.plan), training_path=str(directory.training))
+    _supervise(
+        _launch(job, chosen.cluster, "train", directory, arguments=arguments, port=port),
+        log=directory.log("train"),
+        on_status=on_status,
+    )
+    last = trained.last
+    listener.end("nothing left to do: trained before" if last is None else f"step {last.step}, loss {last.loss:.3f}")
+    return trained
+
+
+def _profile(
+    job: GalvatronJob, request: ProfileRequest, directory: RunDirectory, *, port: int, listener: Listener
+) -> Profile:
+    known = stored(directory.profile, Profile)
+    cached = known is not None and known.request_digest == request.digest()
+    if known is not None and cached and job.spec.profiling.policy is ProfilingPolicy.IF_NOT_CACHED:
+        listener.start("profile", "reading the measurements of an earlier run")
+        listener.end(f"measured before on {known.device_name}, {directory.profile}")
+        return known
+    directory.request.write_text(request.to_json())
+    listener.start("profile", f"measuring {len(request.layers)} kinds of layers and the links between devices")
+
+    def on_status(status: WorkerStatus) -> None:
+        if status.progress is not None:
+            listener.progress(status.progress)
+
+    arguments = torchrun.measuring_arguments(request_path=str(directory.request), output_path=str(directory.profile))
+    _supervise(
+        _launch(job, local_cluster(job), "profile", directory, arguments=arguments, port=port),
+        log=directory.log("profile"),
+        on_status=on_status,
+    )
+    profile = Profile.from_json(directory.profile.read_text())
+    listener.end(f"measured on {profile.device_name}")
+    return profile
+
+
+def _launch(
+    job: GalvatronJob,
+    cluster: Cluster,
+    phase: str,
+    directory: RunDirectory,
+    *,
+    arguments: tuple[str, ...],
+    port: int,
+) -> Launch:
+    run_directory = directory.supervisor(phase)
+    # What an earlier run reported there would be taken for this one's.
+    shutil.rmtree(run_directory, ignore_errors=True)
+    run_directory.mkdir()
+    directory.log(phase).unlink(missing_ok=True)
+    return Launch(
+        module=torchrun.TRAIN_MODULE if phase == "train" else torchrun.MEASURE_MODULE,
+        arguments=arguments,
+        cluster=cluster,
+        node_rank="0",
+        master_address=torchrun.LOOPBACK,
+        master_port=free_port(),
+        run_id=f"{job.name}-{uuid4().hex[:8]}",
+        attempt=0,
+        supervisor_port=port,
+        supervisor_address=torchrun.LOOPBACK,
+        run_directory=str(run_directory),
+        when_finished=torchrun.WhenFinished.EXIT,
+        python=sys.executable,
+    )
+
+
+def _supervise(launch: Launch, *, log: Path, on_status: Callable[[WorkerStatus], None]) -> None:
+    supervise(
+        torchrun.supervisor_command(launch),
+        environment=torchrun.environment(launch),
+        port=launch.supervisor_port,
+        result=Path(launch.run_directory) / f"result-{launch.attempt}.json",
+        log=log,
+        on_status=on_status,
+    )

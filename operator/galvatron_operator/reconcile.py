@@ -1,0 +1,267 @@
+"""The shell around ``decide``: look at everything, decide, carry it out. Its two sides are ports, with fakes in tests.
+
+Nothing is remembered between two rounds except how searches ended, and those can be repeated.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from galvatron_operator import names
+from galvatron_operator.decide import (
+    OWNED_KINDS,
+    Decision,
+    Event,
+    Kind,
+    ObjectRef,
+    Observed,
+    SearchOrder,
+    SearchOutcome,
+    decide,
+    profile_to_look_up,
+    reference,
+    reject,
+)
+from galvatron_operator.manifests.metadata import Manifest
+from galvatron_operator.settings import Settings
+from galvatron_planner.errors import GalvatronError
+from galvatron_planner.worker import WorkerState, WorkerStatus
+
+log = logging.getLogger(__name__)
+
+
+class ClusterError(GalvatronError):
+    """A request to the cluster that was not fulfilled."""
+
+
+class Unreachable(ClusterError):
+    """Temporary: the API server is away, overloaded, or does not allow it yet."""
+
+
+class Conflict(ClusterError):
+    """Temporary: the object has changed since it was read."""
+
+
+class NotFound(ClusterError):
+    """The object, its kind or its namespace does not exist."""
+
+
+class Refused(ClusterError):
+    """Permanent: the request itself is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobKey:
+    """Which job: what the work queue holds."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class Cluster(Protocol):
+    """A Kubernetes API server, as far as it is used; every method raises :class:`ClusterError`."""
+
+    async def get(self, ref: ObjectRef) -> Manifest | None:
+        """Read one object; None when there is none."""
+
+    async def list(self, kind: Kind, *, namespace: str | None, labels: Mapping[str, str]) -> tuple[Manifest, ...]:
+        """Read every object of a kind that carries ``labels``, in one namespace or in all."""
+
+    async def apply(self, manifest: Manifest) -> Manifest:
+        """Create or update an object, taking over the fields that it names, and return what came of it."""
+
+    async def apply_status(self, manifest: Manifest) -> Manifest:
+        """Write the status of an object that exists; a resource version in it must be the newest."""
+
+    async def delete(self, ref: ObjectRef) -> None:
+        """Delete an object and, in the background, what it owns; it may be gone, or another have its name."""
+
+
+class Workers(Protocol):
+    """The supervisors in pods."""
+
+    async def status(self, address: str, port: int) -> WorkerStatus | None:
+        """Ask how a supervised command is doing; None when nobody answers."""
+
+    async def result(self, address: str, port: int) -> str | None:
+        """Ask for the document that a command has made; None when there is none yet."""
+
+
+class Searches(Protocol):
+    """Searches for plans, which take seconds to minutes and go on beside everything else."""
+
+    def start(self, key: JobKey, order: SearchOrder) -> None:
+        """Search for a job, unless this very search is going on or has ended; the job's former search is dropped."""
+
+    def outcome(self, key: JobKey) -> SearchOutcome | None:
+        """Tell how the job's search ended; None while it goes on."""
+
+    def forget(self, key: JobKey) -> None:
+        """Drop the job's search and its outcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Everything outside that a round touches."""
+
+    cluster: Cluster
+    workers: Workers
+    searches: Searches
+
+
+async def reconcile(key: JobKey, ports: Ports, *, settings: Settings, now: datetime) -> Decision:
+    """Bring one job forward by one round.
+
+    Raises:
+        ClusterError: when the round has to be repeated.
+    """
+    body = await ports.cluster.get(ObjectRef(Kind.GALVATRON_JOB, key.namespace, key.name))
+    if body is None:
+        ports.searches.forget(key)
+        return Decision()
+    seen = await observe(key, body, ports, settings=settings)
+    decision = decide(body, seen, now=now, settings=settings)
+    try:
+        await carry_out(key, body, seen, decision, ports, now=now)
+    except Refused as error:
+        # Nothing of ours is refused for what it is: what users wrote has found its way into it.
+        log.warning("the API server refuses an object", extra={"job": str(key), "error": str(error)})
+        rejection = reject(body, seen, error, now=now)
+        await _write_status(ports.cluster, body, rejection)
+        return rejection
+    return decision
+
+
+async def observe(key: JobKey, body: Manifest, ports: Ports, *, settings: Settings) -> Observed:
+    """Look at everything that exists for a job."""
+    labels = {names.LABEL_JOB_UID: body["metadata"]["uid"]}
+    lists = await asyncio.gather(
+        *(ports.cluster.list(kind, namespace=key.namespace, labels=labels) for kind in OWNED_KINDS)
+    )
+    children = tuple(child for found in lists for child in found)
+    cached = profile_to_look_up(body, children, settings=settings)
+    pods = [child for child in children if child["kind"] == Kind.POD and child.get("status", {}).get("podIP")]
+    answers = await asyncio.gather(*(ports.workers.status(*_address(pod)) for pod in pods))
+    reports = {pod["metadata"]["name"]: answer for pod, answer in zip(pods, answers, strict=True) if answer is not None}
+    return Observed(
+        children=children,
+        cached_profile=await ports.cluster.get(cached) if cached is not None else None,
+        reports=reports,
+        result=await _result(pods, reports, ports.workers),
+        search=ports.searches.outcome(key),
+    )
+
+
+async def carry_out(
+    key: JobKey, body: Manifest, seen: Observed, decision: Decision, ports: Ports, *, now: datetime
+) -> None:
+    """Do what was decided, in an order in which every beginning of it is a state to go on from."""
+    if decision.status is not None:
+        await _write_status(ports.cluster, body, decision)
+    existing = {reference(child) for child in seen.children}
+    known = {(ref.kind, ref.name) for ref in existing}
+    for manifest in decision.apply:
+        if (Kind(manifest["kind"]), manifest["metadata"]["name"]) not in known:
+            await _check_name_is_free(manifest, body, ports.cluster)
+        await ports.cluster.apply(manifest)
+    for ref in decision.delete:
+        await ports.cluster.delete(ref)
+    if decision.search is not None:
+        ports.searches.start(key, decision.search)
+    for event in decision.events:
+        log.info(event.reason, extra={"job": str(key), "detail": event.message})
+        await ports.cluster.apply(event_manifest(event, body, now=now))
+
+
+def event_manifest(event: Event, body: Manifest, *, now: datetime) -> Manifest:
+    """Write an event; its name follows from what it says, so that saying it twice makes one event."""
+    metadata = body["metadata"]
+    said = "\n".join((metadata["uid"], event.reason, event.message))
+    time = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "name": f"{metadata['name']}.{hashlib.sha256(said.encode()).hexdigest()[:16]}",
+            "namespace": metadata["namespace"],
+        },
+        "involvedObject": {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "name": metadata["name"],
+            "namespace": metadata["namespace"],
+            "uid": metadata["uid"],
+        },
+        "type": "Warning" if event.warning else "Normal",
+        "reason": event.reason,
+        "message": event.message,
+        "firstTimestamp": time,
+        "lastTimestamp": time,
+        "count": 1,
+        "source": {"component": names.MANAGER},
+        "reportingComponent": f"{names.API_GROUP}/operator",
+    }
+
+
+async def _write_status(cluster: Cluster, body: Manifest, decision: Decision) -> None:
+    if decision.status is None:
+        return
+    metadata = body["metadata"]
+    await cluster.apply_status(
+        {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "metadata": {key: metadata[key] for key in ("name", "namespace", "uid", "resourceVersion")},
+            "status": decision.status.dump(),
+        }
+    )
+
+
+async def _check_name_is_free(manifest: Manifest, body: Manifest, cluster: Cluster) -> None:
+    """Refuse to take over what somebody else has made under a name of ours.
+
+    Raises:
+        Refused: when it belongs to somebody else.
+        Conflict: when it belongs to a former job of this name, and is about to go.
+    """
+    metadata = manifest["metadata"]
+    kind = Kind(manifest["kind"])
+    existing = await cluster.get(ObjectRef(kind, metadata["namespace"], metadata["name"]))
+    if existing is None:
+        return
+    where = f"{kind} {metadata['namespace']}/{metadata['name']}"
+    owners = [owner for owner in existing["metadata"].get("ownerReferences", ()) if owner.get("controller")]
+    if not metadata.get("ownerReferences"):
+        # Shared between jobs, such as a cached profile.
+        ours = existing["metadata"].get("labels", {}).get(names.LABEL_MANAGED_BY) == names.MANAGER and not owners
+    else:
+        ours = any(owner.get("uid") == body["metadata"]["uid"] for owner in owners)
+    if ours:
+        return
+    if any(owner.get("kind") == names.KIND and owner.get("name") == body["metadata"]["name"] for owner in owners):
+        raise Conflict(f"{where} still belongs to a former job of this name", remedy="wait until it is gone")
+    raise Refused(f"{where} exists and is not ours", remedy="delete or rename it, or give the job another name")
+
+
+async def _result(pods: list[Manifest], reports: Mapping[str, WorkerStatus], workers: Workers) -> str | None:
+    """Ask the profiler of node 0 for its document, once it has one."""
+    for pod in pods:
+        report = reports.get(pod["metadata"]["name"])
+        profiles = pod["metadata"].get("labels", {}).get(names.LABEL_COMPONENT) == names.COMPONENT_PROFILER
+        if profiles and report is not None and report.node_rank == 0 and report.state is WorkerState.SUCCEEDED:
+            return await workers.result(*_address(pod))
+    return None
+
+
+def _address(pod: Manifest) -> tuple[str, int]:
+    """Where a pod's supervisor answers, from the pod itself: jobs choose the port."""
+    ports: list[Mapping[str, Any]] = pod["spec"]["containers"][0].get("ports", [])
+    port = next((port["containerPort"] for port in ports if port.get("name") == names.METRICS_PORT_NAME), 0)
+    return pod["status"]["podIP"], port

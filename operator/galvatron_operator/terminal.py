@@ -1,0 +1,151 @@
+"""What people see in a terminal: phases with progress while a local run works, tables of plans when it is done."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBars
+from rich.table import Table
+
+from galvatron_planner.plan import Plan, summarize_strategies
+from galvatron_planner.search.report import Baseline, SearchReport
+from galvatron_planner.units import format_bytes, format_seconds
+from galvatron_planner.worker import Progress
+
+
+class PhaseView:
+    """One line per phase; on a terminal with a moving bar, in a log file a line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = ProgressBars(
+            TextColumn("{task.description:<8}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._current: TaskID | None = None
+        self._last_logged = -1
+
+    @contextmanager
+    def showing(self) -> Iterator[None]:
+        """Keep the bars on the screen inside the block."""
+        with self._bars:
+            yield
+
+    def start(self, phase: str, detail: str) -> None:
+        """Open a phase."""
+        self._last_logged = -1
+        self._current = self._bars.add_task(phase, total=None, detail=detail)
+        if not self._console.is_terminal:
+            self._console.print(f"{phase}: {detail}", highlight=False)
+
+    def progress(self, progress: Progress) -> None:
+        """Move the bar of the open phase."""
+        if self._current is None:
+            return
+        detail = describe_progress(progress)
+        self._bars.update(self._current, completed=progress.step, total=progress.total_steps or None, detail=detail)
+        due = progress.step - self._last_logged >= max(1, progress.total_steps // 10)
+        if not self._console.is_terminal and due:
+            self._last_logged = progress.step
+            self._console.print(f"  {progress.step}/{progress.total_steps} {detail}", highlight=False)
+
+    def end(self, detail: str) -> None:
+        """Close the open phase with what came of it."""
+        if self._current is None:
+            return
+        task = next(task for task in self._bars.tasks if task.id == self._current)
+        total = task.total or 1
+        self._bars.update(self._current, total=total, completed=total, detail=detail)
+        self._bars.stop_task(self._current)
+        if not self._console.is_terminal:
+            self._console.print(f"  {detail}", highlight=False)
+        self._current = None
+
+
+def describe_progress(progress: Progress) -> str:
+    """Say on one line how a worker does: activity or loss, throughput, and the time that is left."""
+    if progress.loss is None:
+        return progress.activity
+    parts = [f"loss {progress.loss:.3f}"]
+    if progress.tokens_per_second is not None:
+        parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
+    if progress.step_seconds is not None:
+        parts.append(f"{format_seconds(progress.step_seconds)}/step")
+        left = (progress.total_steps - progress.step) * progress.step_seconds
+        parts.append(f"{format_seconds(left)} left" if left else "done")
+    return ", ".join(parts)
+
+
+def plan_table(plan: Plan) -> Table:
+    """The plan, one row a stage."""
+    table = Table(title=f"Plan: {plan.summary}", title_justify="left", title_style="bold")
+    for column in ("stage", "devices", "layers", "strategies (first to last layer)", "predicted peak memory"):
+        table.add_column(column)
+    rows = zip(plan.stages, plan.first_layers, plan.estimate.stage_peak_bytes, strict=True)
+    for index, (stage, first, peak) in enumerate(rows):
+        devices = index * plan.devices_per_stage
+        table.add_row(
+            str(index),
+            f"{devices}-{devices + plan.devices_per_stage - 1}",
+            f"{first}-{first + len(stage.layers) - 1}",
+            summarize_strategies(stage),
+            format_bytes(peak),
+        )
+    return table
+
+
+def outcome_table(plan: Plan, measured: Progress, *, first_loss: float | None) -> Table:
+    """Prediction against measurement."""
+    table = Table(title="Predicted and measured", title_justify="left", title_style="bold")
+    for column in ("", "predicted", "measured", "measured / predicted"):
+        table.add_column(column, justify="left" if not column else "right")
+    if measured.step_seconds:
+        predicted = plan.estimate.step_seconds
+        table.add_row(
+            "step time (median)",
+            format_seconds(predicted),
+            format_seconds(measured.step_seconds),
+            f"{measured.step_seconds / predicted:.2f}",
+        )
+    if measured.peak_bytes:
+        peak = plan.estimate.peak_bytes
+        ratio = f"{measured.peak_bytes / peak:.2f}"
+        table.add_row("peak memory (fullest device)", format_bytes(peak), format_bytes(measured.peak_bytes), ratio)
+    table.add_row("memory budget", "", format_bytes(plan.cluster.device_memory_bytes), "")
+    if measured.tokens_per_second:
+        speed = f"{measured.tokens_per_second:,.0f}"
+        ratio = f"{measured.tokens_per_second / plan.tokens_per_second:.2f}"
+        table.add_row("tokens per second", f"{plan.tokens_per_second:,.0f}", speed, ratio)
+    if measured.loss is not None and first_loss is not None:
+        table.add_row("loss, first and last step", "", f"{first_loss:.3f} -> {measured.loss:.3f}", "")
+    return table
+
+
+def baseline_table(plan: Plan, report: SearchReport) -> Table:
+    """What plans of a single dimension would have cost."""
+    table = Table(title="What the hybrid plan gains (predicted)", title_justify="left", title_style="bold")
+    for column in ("restricted to", "step time", "peak memory", "against the plan"):
+        table.add_column(column, justify="left" if column == "restricted to" else "right")
+    for baseline in report.baselines:
+        table.add_row(baseline.name, *_baseline_cells(baseline, plan))
+    table.add_row(
+        "[bold]the plan[/bold]", format_seconds(plan.estimate.step_seconds), format_bytes(plan.estimate.peak_bytes), "1"
+    )
+    return table
+
+
+def _baseline_cells(baseline: Baseline, plan: Plan) -> tuple[str, str, str]:
+    best = baseline.plan
+    if best is not None:
+        # Throughput, not step time: a searched batch range gives plans of different batch sizes.
+        factor = plan.estimate.samples_per_second / best.samples_per_second
+        return format_seconds(best.step_seconds), format_bytes(best.peak_bytes), f"{factor:.2f}x slower"
+    if baseline.needed_bytes is None:
+        return "-", "-", "impossible for this model"
+    return "-", f"needs {format_bytes(baseline.needed_bytes)}", "does not fit"

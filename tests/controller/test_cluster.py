@@ -1,0 +1,181 @@
+"""What the operator relies on of an API server: one contract for the fake in memory and for the real thing."""
+
+import asyncio
+import os
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import pytest
+from kubernetes import client, config
+
+from fakes.cluster import FakeCluster
+from fakes.operation import body
+from galvatron_operator import names
+from galvatron_operator.api import ConditionType, JobStatus
+from galvatron_operator.decide import Kind, ObjectRef, reference
+from galvatron_operator.kube import KubernetesCluster
+from galvatron_operator.manifests.metadata import Manifest
+from galvatron_operator.reconcile import Cluster, Conflict, NotFound, Refused
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A cluster and a namespace of it that is ours."""
+
+    cluster: Cluster
+    namespace: str
+
+    def run(self, request: Coroutine[Any, Any, Answer]) -> Answer:
+        return asyncio.run(request)
+
+    def apply(self, manifest: Manifest) -> Manifest:
+        return asyncio.run(self.cluster.apply(manifest))
+
+    def get(self, manifest: Manifest) -> Manifest | None:
+        metadata = manifest["metadata"]
+        return asyncio.run(self.cluster.get(ObjectRef(Kind(manifest["kind"]), self.namespace, metadata["name"])))
+
+    def config_map(self, name: str = "document", **fields: Any) -> Manifest:
+        metadata = {"name": name, "namespace": self.namespace, "labels": {"of": "test"}}
+        return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"a": "1"}} | fields
+
+    def job(self) -> Manifest:
+        wanted = body()
+        wanted["metadata"]["namespace"] = self.namespace
+        return wanted
+
+
+@pytest.fixture(scope="module")
+def real_site() -> Iterator[Site]:
+    """The cluster that ``GALVATRON_KUBECONFIG`` or ``KUBECONFIG`` names, with the CRD installed."""
+    path = os.environ.get("GALVATRON_KUBECONFIG") or os.environ.get("KUBECONFIG")
+    if path is None:
+        pytest.fail('neither GALVATRON_KUBECONFIG nor KUBECONFIG is set: eval "$(tests/cluster/cluster.sh env)"')
+    api_client = config.new_client_from_config(path)  # type: ignore[no-untyped-call]  # the client has no types
+    core = client.CoreV1Api(api_client)
+    namespace = f"contract-{uuid4().hex[:8]}"
+    core.create_namespace(client.V1Namespace(metadata=client.V1ObjectMeta(name=namespace)))
+    yield Site(KubernetesCluster(api_client), namespace)
+    core.delete_namespace(namespace)
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.k8s)])
+def site(request: pytest.FixtureRequest) -> Site:
+    if request.param == "fake":
+        return Site(FakeCluster(), "team")
+    real: Site = request.getfixturevalue("real_site")
+    for kind in (Kind.CONFIG_MAP, Kind.GALVATRON_JOB):
+        for found in asyncio.run(real.cluster.list(kind, namespace=real.namespace, labels={})):
+            asyncio.run(real.cluster.delete(reference(found)))
+    return real
+
+
+def test_what_is_applied_exists(site: Site) -> None:
+    made = site.apply(site.config_map())
+    found = site.get(site.config_map())
+    assert found is not None
+    assert found["data"] == {"a": "1"}
+    assert found["metadata"]["uid"] == made["metadata"]["uid"]
+
+
+def test_what_was_never_applied_does_not(site: Site) -> None:
+    assert site.get(site.config_map("nothing")) is None
+
+
+def test_applying_twice_changes_nothing(site: Site) -> None:
+    first = site.apply(site.config_map())
+    second = site.apply(site.config_map())
+    assert first["metadata"]["resourceVersion"] == second["metadata"]["resourceVersion"]
+
+
+def test_a_field_that_is_no_longer_named_goes(site: Site) -> None:
+    site.apply(site.config_map(data={"a": "1", "b": "2"}))
+    assert site.apply(site.config_map(data={"b": "3"}))["data"] == {"b": "3"}
+
+
+def test_an_immutable_config_map_refuses_another_content(site: Site) -> None:
+    site.apply(site.config_map(immutable=True))
+    with pytest.raises(Refused):
+        site.apply(site.config_map(immutable=True, data={"a": "2"}))
+
+
+def test_lists_select_by_every_label(site: Site) -> None:
+    site.apply(
+        site.config_map("one", metadata={"name": "one", "namespace": site.namespace, "labels": {"x": "1", "y": "1"}})
+    )
+    site.apply(
+        site.config_map("two", metadata={"name": "two", "namespace": site.namespace, "labels": {"x": "1", "y": "2"}})
+    )
+    for namespace in (site.namespace, None):
+        found = site.run(site.cluster.list(Kind.CONFIG_MAP, namespace=namespace, labels={"x": "1", "y": "2"}))
+        assert [(item["kind"], item["metadata"]["name"]) for item in found] == [("ConfigMap", "two")]
+
+
+def test_deleting_what_is_gone_is_done(site: Site) -> None:
+    made = site.apply(site.config_map())
+    site.run(site.cluster.delete(reference(made)))
+    site.run(site.cluster.delete(reference(made)))
+    assert site.get(made) is None
+
+
+def test_deleting_by_uid_spares_another_object_of_the_name(site: Site) -> None:
+    former = site.apply(site.config_map())
+    site.run(site.cluster.delete(reference(former)))
+    successor = site.apply(site.config_map())
+    site.run(site.cluster.delete(reference(former)))
+    found = site.get(successor)
+    assert found is not None
+    assert found["metadata"]["uid"] == successor["metadata"]["uid"]
+
+
+def status_of(made: Manifest, status: JobStatus) -> Manifest:
+    kept = {key: made["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")}
+    return {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": kept, "status": status.dump()}
+
+
+def first_status() -> JobStatus:
+    return JobStatus.first(generation=1, now=datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def test_a_status_is_kept_and_leaves_the_generation(site: Site) -> None:
+    made = site.apply(site.job())
+    written = site.run(site.cluster.apply_status(status_of(made, first_status())))
+    assert written["status"]["phase"] == "Pending"
+    assert len(written["status"]["conditions"]) == len(ConditionType)
+    assert written["metadata"]["generation"] == made["metadata"]["generation"] == 1
+
+
+def test_a_field_that_leaves_the_status_is_gone(site: Site) -> None:
+    made = site.apply(site.job())
+    status = first_status()
+    begun = status.model_copy(update={"start_time": status.conditions[0].last_transition_time})
+    made = site.run(site.cluster.apply_status(status_of(made, begun)))
+    assert "startTime" in made["status"]
+    made = site.run(site.cluster.apply_status(status_of(made, status)))
+    assert "startTime" not in made["status"]
+
+
+def test_a_status_for_an_older_version_is_a_conflict(site: Site) -> None:
+    made = site.apply(site.job())
+    site.run(site.cluster.apply_status(status_of(made, first_status())))
+    with pytest.raises(Conflict):
+        site.run(site.cluster.apply_status(status_of(made, first_status().model_copy(update={"attempt": 1}))))
+
+
+def test_a_status_for_a_job_that_is_gone_is_not_written(site: Site) -> None:
+    made = site.apply(site.job())
+    site.run(site.cluster.delete(reference(made)))
+    with pytest.raises((NotFound, Conflict)):
+        site.run(site.cluster.apply_status(status_of(made, first_status())))
+
+
+def test_a_changed_specification_is_another_generation(site: Site) -> None:
+    site.apply(site.job())
+    suspended = site.job()
+    suspended["spec"]["suspend"] = True
+    assert site.apply(suspended)["metadata"]["generation"] == 2

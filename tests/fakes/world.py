@@ -1,0 +1,231 @@
+"""The rest of Kubernetes in memory: controllers that make pods, a kubelet that runs them, supervisors that answer.
+
+Time passes in steps. What a pod's command does is a script: a function of the pod's component, attempt, node rank and
+age (in steps during which its gang was complete), so that tests say in one line what goes wrong.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import builders
+from fakes.cluster import FakeCluster
+from galvatron_operator import names
+from galvatron_operator.decide import Kind, SearchOrder, SearchOutcome, SearchProblem
+from galvatron_operator.manifests.metadata import Manifest
+from galvatron_operator.reconcile import JobKey
+from galvatron_planner.profiles import ProfileRequest
+from galvatron_planner.worker import Progress, WorkerFailure, WorkerState, WorkerStatus
+
+STEP_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """What happens in one pod now.
+
+    Attributes:
+        state: of the supervised command; None for a supervisor that does not answer.
+        step: finished training steps.
+        failure: with the state ``Failed``.
+        pod_status: changes to the pod's status, for what supervisors cannot say.
+    """
+
+    state: WorkerState | None = WorkerState.RUNNING
+    step: int = 0
+    failure: WorkerFailure | None = None
+    pod_status: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Which pod, when."""
+
+    component: str
+    attempt: int
+    node_rank: int
+    age: int
+
+
+Script = Callable[[Scene], Act]
+
+
+def all_goes_well(scene: Scene) -> Act:
+    """Profilers measure for two steps, trainers train for four."""
+    if scene.component == names.COMPONENT_PROFILER:
+        return Act(WorkerState.SUCCEEDED if scene.age >= 2 else WorkerState.RUNNING)
+    return Act(WorkerState.SUCCEEDED if scene.age >= 4 else WorkerState.RUNNING, step=25 * min(scene.age, 4))
+
+
+@dataclass(slots=True)
+class World:
+    """Everything around the operator, and the ports to it."""
+
+    script: Script = all_goes_well
+    cluster: FakeCluster = field(default_factory=FakeCluster)
+    now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+    ages: dict[str, int] = field(default_factory=dict)
+
+    def step(self) -> None:
+        """Let time pass: controllers act, pods grow older."""
+        self.now += timedelta(seconds=STEP_SECONDS)
+        self.cluster.now = _text(self.now)
+        self.cluster.collect_garbage()
+        self._end_pods()
+        for (kind, _, _), owner in tuple(self.cluster.objects.items()):
+            if kind is Kind.STATEFUL_SET:
+                self._run_stateful_set(owner)
+            if kind is Kind.JOB:
+                self._run_job(owner)
+        for pod in self.pods():
+            self._run_pod(pod)
+
+    def pods(self) -> tuple[Manifest, ...]:
+        """Every pod, whatever becomes of it."""
+        return tuple(found for (kind, _, _), found in sorted(self.cluster.objects.items()) if kind is Kind.POD)
+
+    async def status(self, address: str, port: int) -> WorkerStatus | None:
+        """The port ``Workers``."""
+        pod = self._at(address, port)
+        scene = self._scene(pod)
+        act = self.script(scene)
+        if act.state is None:
+            return None
+        progress = Progress(activity="training", step=act.step, total_steps=100, loss=2.5, step_seconds=1.0)
+        return WorkerStatus(
+            attempt=scene.attempt,
+            node_rank=scene.node_rank,
+            state=act.state,
+            progress=progress,
+            failure=act.failure,
+        )
+
+    async def result(self, address: str, port: int) -> str | None:
+        """The port ``Workers``: every profiler finds the same plausible machine."""
+        owner = self._at(address, port)["metadata"]["labels"][names.LABEL_JOB_UID]
+        requests = (
+            found["data"][names.REQUEST_KEY]
+            for (kind, _, _), found in self.cluster.objects.items()
+            if kind is Kind.CONFIG_MAP
+            and found["metadata"]["labels"].get(names.LABEL_JOB_UID) == owner
+            and names.REQUEST_KEY in found["data"]
+        )
+        request = ProfileRequest.from_json(next(requests))
+        devices = builders.cluster(request.num_nodes * request.devices_per_node, num_nodes=request.num_nodes)
+        profile = builders.profile(builders.model(), devices)
+        return profile.model_copy(update={"request_digest": request.digest()}).to_json()
+
+    def _at(self, address: str, port: int) -> Manifest:
+        pod = next(pod for pod in self.pods() if pod.get("status", {}).get("podIP") == address)
+        assert port == pod["spec"]["containers"][0]["ports"][0]["containerPort"]
+        return pod
+
+    def _end_pods(self) -> None:
+        for pod in self.pods():
+            if "deletionTimestamp" in pod["metadata"]:
+                self.cluster.remove((Kind.POD, pod["metadata"]["namespace"], pod["metadata"]["name"]))
+
+    def _run_stateful_set(self, owner: Manifest) -> None:
+        for node_rank in range(owner["spec"]["replicas"]):
+            name = f"{owner['metadata']['name']}-{node_rank}"
+            labels = {names.LABEL_POD_INDEX: str(node_rank)}
+            self._make_pod(owner, name, labels=labels, annotations={})
+
+    def _run_job(self, owner: Manifest) -> None:
+        for index in range(owner["spec"]["completions"]):
+            # The end of a pod's name is random; it only has to differ between two Jobs of one name.
+            name = f"{owner['metadata']['name']}-{index}-{owner['metadata']['uid'][:5]}"
+            self._make_pod(owner, name, labels={}, annotations={names.ANNOTATION_COMPLETION_INDEX: str(index)})
+
+    def _make_pod(self, owner: Manifest, name: str, *, labels: dict[str, str], annotations: dict[str, str]) -> None:
+        key = (Kind.POD, owner["metadata"]["namespace"], name)
+        if key in self.cluster.objects:
+            return
+        template = copy.deepcopy(owner["spec"]["template"])
+        uid = str(uuid4())
+        self.ages[uid] = 0
+        self.cluster.objects[key] = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": name,
+                "namespace": owner["metadata"]["namespace"],
+                "uid": uid,
+                "creationTimestamp": _text(self.now),
+                "labels": template["metadata"]["labels"] | labels,
+                "annotations": template["metadata"].get("annotations", {}) | annotations,
+                "ownerReferences": [{"uid": owner["metadata"]["uid"], "controller": True}],
+            },
+            "spec": template["spec"] | {"nodeName": "node-0"},
+            "status": {
+                "phase": "Running",
+                "podIP": f"10.0.0.{len(self.ages)}",
+                "conditions": [{"type": "Ready", "status": "True"}],
+                "containerStatuses": [{"state": {"running": {"startedAt": _text(self.now)}}}],
+            },
+        }
+
+    def _run_pod(self, pod: Manifest) -> None:
+        # A rank waits for all others before its command gets anywhere.
+        if self._is_complete(pod):
+            self.ages[pod["metadata"]["uid"]] += 1
+        pod["status"] |= self.script(self._scene(pod)).pod_status or {}
+
+    def _is_complete(self, pod: Manifest) -> bool:
+        owner_uid = pod["metadata"]["ownerReferences"][0]["uid"]
+        owner = next((o for o in self.cluster.objects.values() if o["metadata"]["uid"] == owner_uid), None)
+        if owner is None:
+            return False
+        attempt = pod["metadata"]["annotations"].get(names.ANNOTATION_ATTEMPT)
+        peers = [
+            peer
+            for peer in self.pods()
+            if peer["metadata"]["ownerReferences"][0]["uid"] == owner_uid
+            and peer["metadata"]["annotations"].get(names.ANNOTATION_ATTEMPT) == attempt
+            and "deletionTimestamp" not in peer["metadata"]
+        ]
+        return len(peers) == int(owner["spec"].get("replicas") or owner["spec"]["completions"])
+
+    def _scene(self, pod: Manifest) -> Scene:
+        labels, annotations = pod["metadata"]["labels"], pod["metadata"]["annotations"]
+        node_rank = labels.get(names.LABEL_POD_INDEX) or annotations[names.ANNOTATION_COMPLETION_INDEX]
+        return Scene(
+            component=labels[names.LABEL_COMPONENT],
+            attempt=int(annotations.get(names.ANNOTATION_ATTEMPT, 0)),
+            node_rank=int(node_rank),
+            age=self.ages[pod["metadata"]["uid"]],
+        )
+
+
+class InstantSearches:
+    """The port ``Searches`` without processes: every problem has the plan that uses all devices as replicas."""
+
+    def __init__(self, problem: SearchProblem | None = None) -> None:
+        self._problem = problem
+        self._outcomes: dict[JobKey, SearchOutcome] = {}
+
+    def start(self, key: JobKey, order: SearchOrder) -> None:
+        problem, digest = order.problem, order.problem.digest()
+        plan = builders.plan(
+            f"dp{problem.cluster.num_devices}",
+            spec=problem.model,
+            on=problem.cluster,
+            global_batch_size=problem.batch.minimum,
+        ).model_copy(update={"problem_digest": digest})
+        if self._problem is not None:
+            self._outcomes[key] = SearchOutcome(digest, 1.0, problem=self._problem, message="raise the budget")
+        else:
+            self._outcomes[key] = SearchOutcome(digest, 1.0, plan=plan, report="{}")
+
+    def outcome(self, key: JobKey) -> SearchOutcome | None:
+        return self._outcomes.get(key)
+
+    def forget(self, key: JobKey) -> None:
+        self._outcomes.pop(key, None)
+
+
+def _text(time: datetime) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
