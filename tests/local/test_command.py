@@ -1,0 +1,166 @@
+"""The command ``galvatron`` as its users meet it: real processes, tiny models."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+GALVATRON = (sys.executable, "-m", "galvatron_operator.cli")
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+
+
+def write_job(folder: Path, *, name: str = "tiny", steps: int = 12, memory: str = "64Mi", **spec: object) -> Path:
+    """Write a GalvatronJob that two processes train in seconds."""
+    body = {
+        "apiVersion": "galvatron.io/v1alpha1",
+        "kind": "GalvatronJob",
+        "metadata": {"name": name},
+        "spec": {
+            "model": {
+                "family": "gpt",
+                "hiddenSize": 32,
+                "numLayers": 2,
+                "numAttentionHeads": 4,
+                "sequenceLength": 32,
+            },
+            "budget": {"gpus": 2, "gpusPerNode": 1, "resourceName": "cpu", "memoryPerGPU": memory},
+            "training": {
+                "globalBatchSize": {"value": 8},
+                "steps": steps,
+                "precision": "FP32",
+                "optimizer": {"learningRate": "1e-2"},
+                "dataset": {"source": "PythonDocs"},
+            },
+            **spec,
+        },
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(body))
+    return path
+
+
+def galvatron(*arguments: str | Path, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Run the command to its end."""
+    return subprocess.run(
+        [*GALVATRON, *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+
+
+def wait_until(claim: Callable[[], bool], *, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not claim():
+        assert time.monotonic() < deadline, "deadline"
+        time.sleep(0.2)
+
+
+def processes_mentioning(text: str) -> list[str]:
+    listing = subprocess.run(["ps", "-eo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listing.splitlines() if text in line and " Z" not in line]
+
+
+def test_a_typo_is_answered_with_the_field_that_was_meant(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
+    job.write_text(job.read_text().replace("hiddenSize", "hidenSize"))
+    answer = galvatron("validate", job, folder=tmp_path)
+    assert answer.returncode == 1
+    assert "spec.model.hidenSize" in answer.stderr
+    assert "hiddenSize" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("model: [", "is no YAML"), ("just text", "holds no object"), ("apiVersion: v1\nkind: Pod\n", "apiVersion")],
+)
+def test_a_file_that_is_no_job_is_refused_in_words(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(content)
+    answer = galvatron("validate", path, folder=tmp_path)
+    assert answer.returncode == 1
+    assert message in answer.stderr
+    assert "what to do:" in answer.stderr
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_example_is_valid_and_renders(tmp_path: Path, example: Path) -> None:
+    valid = galvatron("validate", example, folder=tmp_path)
+    assert valid.returncode == 0, valid.stderr
+    rendered = galvatron("render", example, "--image", "runtime:test", folder=tmp_path)
+    assert rendered.returncode == 0, rendered.stderr
+    assert {item["kind"] for item in yaml.safe_load_all(rendered.stdout)} == {"ConfigMap", "Service", "Job"}
+
+
+def test_a_port_in_use_is_named_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        answer = galvatron("run", write_job(tmp_path), "--port", str(port), folder=tmp_path)
+    assert answer.returncode == 1
+    assert f"port {port}" in answer.stderr
+    assert not (tmp_path / "galvatron-runs" / "tiny" / "profile").exists()
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_a_run_goes_from_yaml_to_a_trained_model_and_can_be_explained(tmp_path: Path) -> None:
+    job = write_job(tmp_path, steps=30)
+    answer = galvatron("run", job, "--port", "0", "--directory", "out", folder=tmp_path)
+    assert answer.returncode == 0, answer.stderr + (tmp_path / "out" / "train.log").read_text()[-3000:]
+    assert "Predicted and measured" in answer.stdout
+    losses = re.search(r"([\d.]+) -> ([\d.]+)", answer.stdout)
+    assert losses is not None
+    assert float(losses[2]) < float(losses[1]) - 0.5
+    assert {"profile.json", "plan.json", "report.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+    explained = galvatron("explain", "out", folder=tmp_path)
+    assert explained.returncode == 0, explained.stderr
+    again = galvatron("plan", job, "--port", "0", "--directory", "out", folder=tmp_path)
+    assert "measured before" in again.stdout
+    rendered = galvatron("render", job, "--plan", "out/plan.json", folder=tmp_path)
+    assert "StatefulSet" in rendered.stdout, rendered.stderr
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_ctrl_c_saves_stops_everything_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    checkpoint = {"volume": {"claimName": "unused-locally"}, "periodSteps": 1000}
+    job = write_job(tmp_path, steps=100_000, checkpoint=checkpoint)
+    command = [*GALVATRON, "run", str(job), "--port", "0", "--directory", "out"]
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=output, stderr=output, start_new_session=True)
+    log = tmp_path / "out" / "train.log"
+    wait_until(lambda: log.exists() and "step finished" in log.read_text(), seconds=300)
+
+    second = galvatron("run", job, "--port", "0", "--directory", "out", folder=tmp_path)
+    assert second.returncode == 1
+    assert "another run" in second.stderr
+
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=120) == 130
+    assert "go on" in (tmp_path / "output").read_text()
+    assert not processes_mentioning(str(tmp_path))
+    saved = sorted((tmp_path / "out" / "checkpoints").rglob("step-*"))
+    assert saved
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_a_budget_that_is_too_small_names_the_memory_that_would_do(tmp_path: Path) -> None:
+    answer = galvatron("plan", write_job(tmp_path, memory="1Mi"), "--port", "0", folder=tmp_path)
+    assert answer.returncode == 1
+    assert re.search(r"\d+ ?Mi", answer.stderr)
+    assert "Traceback" not in answer.stderr
