@@ -1,0 +1,113 @@
+"""A cluster with our images and our chart in it: the one that stands, or a new one."""
+
+import os
+import platform
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from e2e.kubectl import Kubectl
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts" / "galvatron-operator"
+SCRIPT = ROOT / "tests" / "cluster" / "cluster.sh"
+RELEASE = "galvatron"
+OPERATOR_NAMESPACE = "galvatron-system"
+
+
+def gap() -> str | None:
+    """Say why this machine cannot carry the cluster, or None when it can."""
+    if os.environ.get("GALVATRON_KUBECONFIG"):
+        return None
+    if platform.system() != "Linux":
+        return "this is not Linux"
+    if os.geteuid() != 0:
+        return "making a cluster needs root"
+    if not shutil.which("apt-get"):
+        return "making a cluster needs Debian's packages"
+    return None
+
+
+def require_cluster() -> None:
+    """Skip with one reason where no cluster can be; fail where one was promised."""
+    reason = gap()
+    if reason is None:
+        return
+    if os.environ.get("CI") == "true" or os.environ.get("GALVATRON_REQUIRE_CLUSTER"):
+        pytest.fail(f"the cluster's tests must run here, but {reason}")
+    pytest.skip(f"{reason}; or point GALVATRON_KUBECONFIG to a cluster that has the images")
+
+
+@contextmanager
+def cluster() -> Iterator[Mapping[str, str]]:
+    """Yield the environment that selects a cluster with our images; a cluster that was made here goes with it."""
+    stood = bool(os.environ.get("GALVATRON_KUBECONFIG")) or _script("status", check=False).returncode == 0
+    try:
+        if not stood:
+            _script("up")
+        _script("images")
+        yield _environment()
+    finally:
+        if not stood and not os.environ.get("GALVATRON_KEEP_CLUSTER"):
+            _script("down")
+
+
+@contextmanager
+def release(environment: Mapping[str, str]) -> Iterator[None]:
+    """Install the chart as the README says; a release that stood before is brought up to date, and stays."""
+    stood = _helm(environment, "status", RELEASE, check=False).returncode == 0
+    _helm(
+        environment,
+        *("upgrade", RELEASE, str(CHART), "--install", "--create-namespace", "--wait", "--timeout", "3m"),
+        # A rebuilt image has the same tag: without a change in the pod's template the old one would run on.
+        *("--set", "crds.enabled=false,watchNamespaces={e2e-dev}"),
+        *("--set-string", f"podAnnotations.galvatron\\.io/tested={uuid.uuid4().hex}"),
+    )
+    try:
+        yield
+    finally:
+        if not stood and not os.environ.get("GALVATRON_KEEP_CLUSTER"):
+            _helm(environment, "uninstall", RELEASE, "--wait")
+
+
+@contextmanager
+def fresh_namespace(environment: Mapping[str, str]) -> Iterator[Kubectl]:
+    """Yield a namespace of its own, with no profile in its cache."""
+    kubectl = Kubectl(environment, namespace="e2e-dev")
+    kubectl.run("create", "namespace", kubectl.namespace)
+    try:
+        yield kubectl
+    finally:
+        kubectl("delete", "namespace", kubectl.namespace, "--wait=true", "--timeout=120s")
+
+
+def _script(verb: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        ["bash", str(SCRIPT), verb], capture_output=True, text=True, check=False, timeout=1800
+    )  # fmt: skip
+    assert not check or result.returncode == 0, f"cluster.sh {verb}:\n{result.stderr[-4000:]}"
+    return result
+
+
+def _environment() -> Mapping[str, str]:
+    lines = ["bash", "-c", f'eval "$(bash {SCRIPT} env)" && printf "%s\\n" "$KUBECONFIG" "$PATH"']
+    kubeconfig, path = subprocess.run(lines, capture_output=True, text=True, check=True).stdout.splitlines()
+    return {**os.environ, "KUBECONFIG": kubeconfig, "PATH": path}
+
+
+def _helm(environment: Mapping[str, str], *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        ["helm", "--namespace", OPERATOR_NAMESPACE, *arguments],
+        env=dict(environment),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert not check or result.returncode == 0, f"helm {' '.join(arguments)}:\n{result.stderr[-4000:]}"
+    return result
