@@ -61,7 +61,7 @@ def plans(
 
 
 @generate.composite
-def problems(draw: generate.DrawFn, max_devices: int = 4) -> PlanningProblem:
+def problems(draw: generate.DrawFn, max_devices: int = 4, *, limits: SearchLimits | None = None) -> PlanningProblem:
     """Small problems whose memory binds as often as it does not; some have no plan."""
     spec = draw(MODELS)
     num_devices = draw(generate.sampled_from([n for n in (1, 2, 4, 8) if n <= max_devices]))
@@ -76,6 +76,30 @@ def problems(draw: generate.DrawFn, max_devices: int = 4) -> PlanningProblem:
         communication_slowdown=draw(slowdowns),
     )
     batch = draw(generate.sampled_from([1, 2, 4, 6, 8]))
+    return builders.problem(spec, on, batch=batch, limits=limits or draw(LIMITS), measured=measured)
+
+
+@generate.composite
+def tiny_problems(draw: generate.DrawFn) -> PlanningProblem:
+    """Problems small enough to enumerate every plan: one block on four devices, or two on two."""
+    num_layers, num_devices = draw(generate.sampled_from([(1, 1), (1, 2), (1, 4), (2, 2)]))
+    spec = builders.model(
+        draw(generate.sampled_from(Family)),
+        num_layers=num_layers,
+        num_key_value_heads=draw(generate.sampled_from([2, 4])),
+        vocabulary_size=draw(generate.sampled_from([64, 67, 300])),
+    )
+    memory = draw(generate.integers(50_000, 1_500_000))
+    on = builders.cluster(num_devices, device_memory_bytes=memory)
+    slowdowns = generate.sampled_from([1.0, 1.25, 2.0])
+    measured = builders.profile(
+        spec,
+        on,
+        flops_per_second=draw(generate.sampled_from([1e9, 1e10, 1e12])),
+        computation_slowdown=draw(slowdowns),
+        communication_slowdown=draw(slowdowns),
+    )
+    batch = draw(generate.sampled_from([1, 2, 4]))
     return builders.problem(spec, on, batch=batch, limits=draw(LIMITS), measured=measured)
 
 

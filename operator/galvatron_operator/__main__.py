@@ -46,8 +46,8 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-async def run(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT."""
+async def run(settings: Settings) -> int:
+    """Run until SIGTERM or SIGINT, and return the exit code."""
     metrics_registry = CollectorRegistry()
     operator = Operator(settings, kube.connect(), HttpWorkers(), OperatorMetrics(metrics_registry))
     metrics_registry.register(JobCollector(lambda: tuple(operator.bodies.values())))
@@ -67,6 +67,7 @@ async def run(settings: Settings) -> None:
     finally:
         server.shutdown()
         thread.join()
+    return 1 if operator.has_failed else 0
 
 
 def main() -> int:
@@ -82,8 +83,7 @@ def main() -> int:
     # They tell of every event and of every probe.
     for chatty in ("kopf.objects", "aiohttp.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    asyncio.run(run(settings))
-    return 0
+    return asyncio.run(run(settings))
 
 
 if __name__ == "__main__":

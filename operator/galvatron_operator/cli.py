@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 import yaml
-from galvatron_planner.explain import explain as explain_text
 from rich.console import Console
 from rich.markup import escape
 
@@ -23,6 +22,7 @@ from galvatron_operator.rundirectory import RunDirectory, stored
 from galvatron_operator.settings import Settings
 from galvatron_operator.supervised import check_port, free_port
 from galvatron_planner.errors import GalvatronError, InvalidInput
+from galvatron_planner.explain import explain as explain_text
 from galvatron_planner.families import layers
 from galvatron_planner.plan import Plan
 from galvatron_planner.search.report import SearchReport

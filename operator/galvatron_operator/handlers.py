@@ -42,6 +42,7 @@ class Operator:
         workers: the supervisors in pods.
         metrics: what is counted.
         bodies: the newest GalvatronJobs, for metrics; decisions read them afresh.
+        has_failed: whether work has ended although nobody asked for it.
     """
 
     settings: Settings
@@ -49,6 +50,7 @@ class Operator:
     workers: Workers
     metrics: OperatorMetrics
     bodies: dict[JobKey, Manifest] = field(default_factory=dict)
+    has_failed: bool = False
     _queue: WorkQueue[JobKey] | None = None
 
     def remember(self, event_type: str | None, body: Manifest) -> None:
@@ -87,9 +89,16 @@ class Operator:
         searches = SearchProcesses(when_done=self._search_done)
         ports = Ports(self.cluster, self.workers, searches)
         self._queue = WorkQueue(lambda key: self._work(key, ports))
+
+        def report(task: asyncio.Task[None]) -> None:
+            if not task.cancelled():
+                log.error("work has ended", exc_info=task.exception())
+                self.has_failed = True
+                when_ended()
+
         tasks = [asyncio.create_task(self._queue.run()), asyncio.create_task(self._resync())]
         for task in tasks:
-            task.add_done_callback(lambda ended: None if ended.cancelled() else when_ended())
+            task.add_done_callback(report)
         try:
             yield
         finally:

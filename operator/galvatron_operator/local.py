@@ -14,8 +14,6 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 import yaml
-from galvatron_planner.search.optimizer import search
-from galvatron_planner.search.report import SearchReport
 
 from galvatron_operator import torchrun
 from galvatron_operator.api import GalvatronJob, ProfilingPolicy, parse, training_spec
@@ -27,6 +25,8 @@ from galvatron_planner.errors import InvalidInput
 from galvatron_planner.plan import Plan
 from galvatron_planner.problem import PlanningProblem
 from galvatron_planner.profiles import Profile, ProfileRequest
+from galvatron_planner.search.optimizer import search
+from galvatron_planner.search.report import SearchReport
 from galvatron_planner.search.request import profile_request
 from galvatron_planner.units import format_bytes, format_seconds
 from galvatron_planner.worker import Progress, WorkerStatus
@@ -156,6 +156,7 @@ def train(
 
     arguments = torchrun.training_arguments(plan_path=str(directory.plan), training_path=str(directory.training))
     _supervise(
+        job,
         _launch(job, chosen.cluster, "train", directory, arguments=arguments, port=port),
         log=directory.log("train"),
         on_status=on_status,
@@ -183,6 +184,7 @@ def _profile(
 
     arguments = torchrun.measuring_arguments(request_path=str(directory.request), output_path=str(directory.profile))
     _supervise(
+        job,
         _launch(job, local_cluster(job), "profile", directory, arguments=arguments, port=port),
         log=directory.log("profile"),
         on_status=on_status,
@@ -223,10 +225,10 @@ def _launch(
     )
 
 
-def _supervise(launch: Launch, *, log: Path, on_status: Callable[[WorkerStatus], None]) -> None:
+def _supervise(job: GalvatronJob, launch: Launch, *, log: Path, on_status: Callable[[WorkerStatus], None]) -> None:
     supervise(
         torchrun.supervisor_command(launch),
-        environment=torchrun.environment(launch),
+        environment=torchrun.environment(launch) | {item.name: item.value for item in job.spec.runtime.env},
         port=launch.supervisor_port,
         result=Path(launch.run_directory) / f"result-{launch.attempt}.json",
         log=log,

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
-from galvatron_planner.search.optimizer import search
-
 from galvatron_operator.decide import SearchOrder, SearchOutcome, SearchProblem
 from galvatron_operator.reconcile import JobKey
 from galvatron_planner.documents import Digest
 from galvatron_planner.errors import GalvatronError, NoFeasiblePlan
 from galvatron_planner.plan import Plan
 from galvatron_planner.problem import PlanningProblem
+from galvatron_planner.search.optimizer import search
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +87,16 @@ class SearchProcesses:
 
     async def _run(self, key: JobKey, digest: Digest, order: SearchOrder) -> None:
         loop = asyncio.get_running_loop()
-        async with self._slots:
-            started = loop.time()
-            answer = await _search_in_process(order)
-            seconds = loop.time() - started
+        try:
+            async with self._slots:
+                started = loop.time()
+                answer = await _search_in_process(order)
+                seconds = loop.time() - started
+        except OSError as error:
+            # Ordered again in the job's next round.
+            log.warning("a search cannot start", extra={"job": str(key), "error": str(error)})
+            del self._searches[key]
+            return
         outcome = SearchOutcome(
             problem_digest=digest,
             seconds=seconds,
@@ -133,8 +138,10 @@ def _receive(receiver: Connection, process: SpawnProcess) -> _Answer:
             answer = None
     if isinstance(answer, _Answer):
         return answer
-    problem = f"the search process ended with code {process.exitcode} and without an answer"
-    return _Answer(problem=SearchProblem.FAILED, message=f"{problem}; give the operator more memory")
+    code = process.exitcode or 0
+    remedy = "give the operator more memory" if code < 0 else "read the operator's log and report it"
+    problem = f"the search process ended with code {code} and without an answer"
+    return _Answer(problem=SearchProblem.FAILED, message=f"{problem}; {remedy}")
 
 
 def _answer(problem: str, sender: Connection) -> None:

@@ -125,9 +125,14 @@ def _reasons(plan: Plan, report: SearchReport) -> Iterator[str]:
 def _memory_reason(plan: Plan) -> str:
     share = plan.estimate.peak_bytes / plan.cluster.device_memory_bytes
     fullest = plan.estimate.stage_peak_bytes.index(plan.estimate.peak_bytes)
+    recomputed = sum(strategy.checkpoint for stage in plan.stages for strategy in stage.layers)
+    filled = f"stage {fullest} fills {share:.0%} of its devices"
+    if recomputed:
+        # Recomputation only costs time: it is chosen where nothing else fits.
+        return f"memory binds: {filled}, and {recomputed} layers recompute their activations to fit"
     if share >= BINDING_SHARE:
-        return f"memory binds: stage {fullest} fills {share:.0%} of its devices, more memory can be faster"
-    return f"the fullest stage, {fullest}, fills {share:.0%} of its devices: time decides, not memory"
+        return f"memory binds: {filled}"
+    return f"the fullest stage, {fullest}, fills {share:.0%} of its devices"
 
 
 def _certificate(report: SearchReport) -> str:
@@ -140,10 +145,10 @@ def _certificate(report: SearchReport) -> str:
 def _baseline_row(plan: Plan, baseline: Baseline) -> PlanRow:
     if baseline.plan is not None:
         return _plan_row(plan, baseline.name, baseline.plan)
-    needed = "" if baseline.needed_bytes is None else format_bytes(baseline.needed_bytes)
-    return PlanRow(
-        baseline.name, "-", "-", needed or "-", "-", baseline.outcome + (f", needs {needed}" if needed else "")
-    )
+    if baseline.needed_bytes is None:
+        return PlanRow(baseline.name, "-", "-", "-", "-", baseline.outcome)
+    needed = format_bytes(baseline.needed_bytes)
+    return PlanRow(baseline.name, "-", "-", needed, "-", f"{baseline.outcome}, needs {needed}")
 
 
 def _plan_row(plan: Plan, name: str, other: Alternative) -> PlanRow:

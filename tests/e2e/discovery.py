@@ -23,7 +23,7 @@ PORT_NAME = f"{META}_port_name"
 @contextmanager
 def discovery(monitors: tuple[Manifest, ...], *, kubeconfig: str) -> Iterator[str]:
     """Serve ``/<index>`` for each monitor, and yield the address."""
-    api = config.new_client_from_config(kubeconfig)
+    api = config.new_client_from_config(kubeconfig)  # type: ignore[no-untyped-call]  # of the client
 
     class Handler(BaseHTTPRequestHandler):
         """Asks the API server at every request: what Prometheus sees is never old."""
@@ -50,14 +50,19 @@ def targets(monitor: Manifest, api: client.ApiClient) -> list[Manifest]:
     """What a PodMonitor or a ServiceMonitor selects now, as Prometheus wants to be told."""
     selector = label_selector(monitor["spec"]["selector"])
     if monitor["kind"] == "PodMonitor":
-        answer = client.CoreV1Api(api).list_pod_for_all_namespaces(label_selector=selector, _preload_content=False)
-        found = (target for pod in json.loads(answer.data)["items"] for target in of_pod(pod))
+        pods = client.CoreV1Api(api).list_pod_for_all_namespaces(label_selector=selector)
+        found = [target for pod in items(pods, api) for target in of_pod(pod)]
     else:
         # Slices bear the labels of their Service.
-        slices = client.DiscoveryV1Api(api).list_endpoint_slice_for_all_namespaces
-        answer = slices(label_selector=selector, _preload_content=False)
-        found = (target for part in json.loads(answer.data)["items"] for target in of_endpoint_slice(part))
+        slices = client.DiscoveryV1Api(api).list_endpoint_slice_for_all_namespaces(label_selector=selector)
+        found = [target for part in items(slices, api) for target in of_endpoint_slice(part)]
     return [target for target in found if watches(monitor, target["labels"][f"{META}_namespace"])]
+
+
+def items(answer: object, api: client.ApiClient) -> list[Manifest]:
+    """The objects of a list as the API has them; the client makes classes of them."""
+    written: list[Manifest] = api.sanitize_for_serialization(answer)["items"]  # type: ignore[no-untyped-call]  # of the client
+    return written
 
 
 def of_pod(pod: Manifest) -> Iterator[Manifest]:

@@ -126,8 +126,10 @@ def _free_port() -> int:
     return port
 
 
-def _has_ended(process: subprocess.Popen[bytes], log: Path) -> None:
+def _has_ended(process: subprocess.Popen[bytes], log: Path) -> bool:
+    """Fail with what it said last; there is nothing to wait for."""
     assert process.poll() is None, f"Prometheus has ended:\n{log.read_text()[-2000:]}"
+    return False
 
 
 def _is_ready(address: str) -> bool:

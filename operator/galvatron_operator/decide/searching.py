@@ -3,7 +3,7 @@
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, Estimates, PlanStatus
 from galvatron_operator.decide.observed import Decision, Kind, SearchOrder, SearchOutcome
-from galvatron_operator.decide.situation import AT_ONCE_SECONDS, FALSE, TRUE, Situation, fail
+from galvatron_operator.decide.situation import AT_ONCE_SECONDS, FALSE, POLL_SECONDS, TRUE, Situation, fail
 from galvatron_operator.manifests import training
 from galvatron_planner.plan import Plan
 from galvatron_planner.problem import PlanningProblem
@@ -58,7 +58,8 @@ def search(situation: Situation, profile: Profile) -> Decision:
     outcome = situation.seen.search
     if outcome is None or outcome.problem_digest != problem.digest():
         searching = situation.say(ConditionType.PLAN_READY, FALSE, "Searching")
-        return searching.decide(search=SearchOrder(problem, timeout_seconds=job.spec.search.timeout_seconds))
+        order = SearchOrder(problem, timeout_seconds=job.spec.search.timeout_seconds)
+        return searching.decide(search=order, after_seconds=POLL_SECONDS)
     if outcome.plan is None:
         reason = str(outcome.problem)
         return fail(situation.say(ConditionType.PLAN_READY, FALSE, reason, outcome.message), reason, outcome.message)

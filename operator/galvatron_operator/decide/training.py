@@ -61,7 +61,7 @@ def _say_attempt(situation: Situation) -> Situation:
     attempt = max(_known_attempt(situation), 1)
     if situation.job.spec.suspend or not situation.status.is_true(ConditionType.SUSPENDED):
         return situation.with_status(attempt=attempt)
-    resumed = situation.say(ConditionType.SUSPENDED, FALSE, "Resumed")
+    resumed = situation.say(ConditionType.SUSPENDED, FALSE, "Resumed", "from the newest training checkpoint, if any")
     return resumed.with_status(attempt=attempt if situation.status.attempt == 0 else attempt + 1)
 
 
@@ -105,7 +105,7 @@ def _react(situation: Situation, failure: Failure) -> Decision:
     again = (
         recorded.with_status(attempt=status.attempt + 1, restarts=restarts)
         .say(ConditionType.TRAINING, FALSE, "Restarting", problem)
-        .say(ConditionType.PODS_READY, FALSE, "Restarting", f"attempt {status.attempt + 1} is starting")
+        .say(ConditionType.PODS_READY, FALSE, "Starting", f"attempt {status.attempt + 1} is starting")
     )
     return again.decide(after_seconds=AT_ONCE_SECONDS)
 

@@ -1,0 +1,211 @@
+"""Single decisions, each a sentence: what is seen -> what is decided. Whole lives are in test_reconcile.py."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+import builders
+from fakes.operation import KEY, SETTINGS, body
+from galvatron_operator import names
+from galvatron_operator.api import ConditionType, JobStatus, parse
+from galvatron_operator.decide import (
+    Decision,
+    Kind,
+    Observed,
+    SearchOutcome,
+    SearchProblem,
+    decide,
+    profile_to_look_up,
+)
+from galvatron_operator.decide.profiling import request_of
+from galvatron_operator.manifests import profiling, training
+from galvatron_operator.manifests.metadata import Manifest
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def job(status: JobStatus | None = None, **spec: Any) -> Manifest:
+    wanted = body(**spec)
+    wanted["metadata"] |= {"uid": "u-1", "generation": 1, "resourceVersion": "1"}
+    return wanted | ({"status": status.dump()} if status is not None else {})
+
+
+def look(wanted: Manifest, *, now: datetime = NOW, **seen: Any) -> Decision:
+    return decide(wanted, Observed(**seen), now=now, settings=SETTINGS)
+
+
+def cached(wanted: Manifest) -> Manifest:
+    read = parse(wanted)
+    measured = builders.profile(read.model, read.cluster)
+    digest = request_of(read, SETTINGS).digest()
+    return profiling.profile_config_map("team", measured.model_copy(update={"request_digest": digest}))
+
+
+def kept_plan(wanted: Manifest) -> Manifest:
+    read = parse(wanted)
+    plan = builders.plan("dp4", spec=read.model, on=read.cluster)
+    return training.plan_config_map(read, plan, report="{}")
+
+
+def reasons(decision: Decision) -> dict[ConditionType, str]:
+    assert decision.status is not None
+    return {condition.type: condition.reason for condition in decision.status.conditions}
+
+
+def kinds(decision: Decision) -> list[str]:
+    return [manifest["kind"] for manifest in decision.apply]
+
+
+def test_a_new_job_has_every_condition_and_is_measured() -> None:
+    decision = look(job())
+    assert set(reasons(decision)) == set(ConditionType)
+    assert reasons(decision)[ConditionType.ACCEPTED] == "Valid"
+    assert reasons(decision)[ConditionType.PROFILE_READY] == "Profiling"
+    assert kinds(decision) == ["ConfigMap", "Service", "Job"]
+    assert decision.status is not None
+    assert decision.status.phase == "Profiling"
+
+
+def test_what_exists_already_is_not_applied_again() -> None:
+    first = look(job())
+    assert look(job(first.status), children=first.apply).apply == ()
+
+
+def test_nothing_new_leaves_the_status_alone() -> None:
+    first = look(job())
+    second = look(job(first.status), children=first.apply, now=NOW + timedelta(seconds=30))
+    assert second.status is None
+    assert second.events == ()
+
+
+def test_a_job_with_a_cached_profile_is_searched() -> None:
+    decision = look(job(), cached_profile=cached(job()))
+    assert decision.apply == ()
+    assert decision.search is not None
+    assert reasons(decision)[ConditionType.PROFILE_READY] == "CacheHit"
+    assert reasons(decision)[ConditionType.PLAN_READY] == "Searching"
+
+
+def test_a_cached_profile_that_cannot_be_read_is_measured_again() -> None:
+    broken = cached(job())
+    broken["data"][names.PROFILE_KEY] = "{}"
+    assert "Job" in kinds(look(job(), cached_profile=broken))
+
+
+def test_jobs_on_other_nodes_share_no_profile() -> None:
+    there = job(runtime={"nodeSelector": {"gpu": "h200"}})
+    here, elsewhere = (profile_to_look_up(wanted, (), settings=SETTINGS) for wanted in (job(), there))
+    assert here != elsewhere
+    assert "Job" in kinds(look(there, cached_profile=cached(job())))
+
+
+def test_a_plan_that_was_found_is_kept_before_anything_rests_on_it() -> None:
+    searched = look(job(), cached_profile=cached(job()))
+    assert searched.search is not None
+    problem = searched.search.problem
+    plan = builders.plan("dp4", spec=problem.model, on=problem.cluster)
+    outcome = SearchOutcome(problem.digest(), 1.5, plan=plan, report="{}")
+    decision = look(job(searched.status), cached_profile=cached(job()), search=outcome)
+    assert kinds(decision) == ["ConfigMap"]
+    assert names.PLAN_KEY in decision.apply[0]["data"]
+    assert decision.requeue_after_seconds == 0
+
+
+def test_the_outcome_of_another_problem_is_not_used() -> None:
+    outcome = SearchOutcome(builders.NO_DIGEST, 1.0, problem=SearchProblem.NO_FEASIBLE_PLAN, message="?")
+    decision = look(job(), cached_profile=cached(job()), search=outcome)
+    assert decision.search is not None
+
+
+@pytest.mark.parametrize("problem", list(SearchProblem))
+def test_a_search_without_a_plan_fails_the_job_with_its_reason(problem: SearchProblem) -> None:
+    order = look(job(), cached_profile=cached(job())).search
+    assert order is not None
+    outcome = SearchOutcome(order.problem.digest(), 1.0, problem=problem, message="too small; use 8 GPUs")
+    decision = look(job(), cached_profile=cached(job()), search=outcome)
+    assert reasons(decision)[ConditionType.FAILED] == reasons(decision)[ConditionType.PLAN_READY] == problem
+    assert reasons(decision)[ConditionType.COMPLETE] == "DidNotComplete"
+
+
+def test_a_job_with_a_plan_is_trained_under_attempt_one() -> None:
+    decision = look(job(), children=(kept_plan(job()),))
+    assert kinds(decision) == ["ConfigMap", "Service", "StatefulSet"]
+    assert decision.apply[2]["metadata"]["annotations"][names.ANNOTATION_ATTEMPT] == "1"
+    assert decision.status is not None
+    assert decision.status.attempt == 1
+
+
+def test_a_plan_stays_although_the_profile_behind_it_changes() -> None:
+    decision = look(job(), children=(kept_plan(job()),), cached_profile=None)
+    assert "Job" not in kinds(decision)
+    assert profile_to_look_up(job(), (kept_plan(job()),), settings=SETTINGS) is None
+
+
+def test_the_attempt_is_recovered_from_objects_when_the_status_is_lost() -> None:
+    first = look(job(), children=(kept_plan(job()),))
+    stateful_set = first.apply[2]
+    stateful_set["metadata"]["annotations"][names.ANNOTATION_ATTEMPT] = "7"
+    decision = look(job(), children=(kept_plan(job()), stateful_set))
+    assert decision.status is not None
+    assert decision.status.attempt == 7
+
+
+def pod(attempt: int, node_rank: int) -> Manifest:
+    labels = names.job_labels(KEY.name, uid="u-1", component=names.COMPONENT_TRAINER)
+    return {
+        "kind": "Pod",
+        "metadata": {
+            "name": f"small-{node_rank}",
+            "namespace": KEY.namespace,
+            "uid": f"p-{attempt}-{node_rank}",
+            "labels": labels | {names.LABEL_POD_INDEX: str(node_rank)},
+            "annotations": {names.ANNOTATION_ATTEMPT: str(attempt)},
+        },
+        "status": {"phase": "Running"},
+    }
+
+
+def test_pods_of_another_attempt_are_deleted_by_their_uid() -> None:
+    first = look(job(), children=(kept_plan(job()),))
+    assert first.status is not None
+    second = first.status.model_copy(update={"attempt": 2})
+    decision = look(job(second), children=(kept_plan(job()), *first.apply, pod(1, 0), pod(2, 1)))
+    assert [(ref.kind, ref.uid) for ref in decision.delete] == [(Kind.POD, "p-1-0")]
+    assert kinds(decision) == ["StatefulSet"]
+
+
+def test_a_job_that_is_being_deleted_is_left_to_the_garbage_collector() -> None:
+    leaving = job()
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert look(leaving) == Decision()
+
+
+def test_a_misspelt_field_is_named_with_its_remedy() -> None:
+    decision = look(job(budget={"gpu": 4}))
+    assert decision.status is not None
+    accepted = decision.status.find(ConditionType.ACCEPTED)
+    assert accepted is not None
+    assert accepted.reason == "InvalidSpec"
+    assert "spec.budget" in accepted.message
+
+
+def test_a_finished_job_stays_finished_whatever_a_later_version_thinks_of_it() -> None:
+    completed = look(job(execution="Plan"), children=(kept_plan(job()),)).status
+    assert completed is not None
+    assert completed.is_finished
+    decision = look(job(completed, budget={"gpu": 4}))
+    assert decision.status is None
+
+
+def test_an_unreadable_status_ends_the_job_instead_of_training_it_again() -> None:
+    foreign = job() | {"status": {"attempt": "many"}}
+    decision = look(foreign, children=(kept_plan(job()),))
+    assert reasons(decision)[ConditionType.FAILED] == "InvalidSpec"
+    assert decision.apply == ()
+
+
+def test_every_decision_can_be_written_down() -> None:
+    decision = look(job())
+    assert decision.status is not None
+    assert JobStatus.model_validate_json(decision.status.model_dump_json(by_alias=True)) == decision.status

@@ -1,0 +1,115 @@
+import pytest
+
+import builders
+from galvatron_planner import families
+from galvatron_planner.cluster import DeviceKind
+from galvatron_planner.cost.layer import Conditions, LayerCost, overlapped_seconds, price
+from galvatron_planner.dimensions import held_elements
+from galvatron_planner.errors import MissingMeasurement
+from galvatron_planner.model import LayerSpec, Precision
+from galvatron_planner.strategy import LayerStrategy
+from galvatron_planner.workload import num_parameters
+
+MODEL = builders.model()
+EMBEDDING, BLOCK, _, HEAD = families.layers(MODEL)
+PARAMETERS = num_parameters(BLOCK)
+
+
+def conditions(precision: Precision = Precision.FP32, kind: DeviceKind = DeviceKind.CUDA) -> Conditions:
+    return Conditions(builders.profile(MODEL, builders.cluster(), precision=precision), precision, kind)
+
+
+def cost(text: str, *, layer: LayerSpec = BLOCK, of: Conditions | None = None, samples: int = 8) -> LayerCost:
+    return price(layer, LayerStrategy.parse(text), micro_batch_size=samples, conditions=of or conditions())
+
+
+def test_replicated_states_take_sixteen_bytes_a_parameter_and_a_bucket_of_four() -> None:
+    assert cost("dp4").state_bytes == 16 * PARAMETERS
+    assert cost("dp4").bucket_bytes == 4 * PARAMETERS
+
+
+def test_sharding_divides_states_and_holds_a_layer_unsharded_while_it_computes() -> None:
+    held = held_elements(BLOCK, LayerStrategy.parse("fsdp4"))
+    assert cost("fsdp4").state_bytes == 16 * held
+    assert cost("fsdp4").gathered_bytes == 4 * 4 * held
+    # Gathered parameters, their gradients, and the flat input of a reduce-scatter, 4 bytes each.
+    assert cost("fsdp4").transient_bytes - cost("dp4").transient_bytes == 3 * 4 * 4 * held
+
+
+def test_half_precision_keeps_a_copy_unless_it_is_gathered() -> None:
+    half = conditions(Precision.BF16)
+    assert cost("dp4", of=half).state_bytes == 18 * PARAMETERS
+    assert cost("single", of=half).state_bytes == 18 * PARAMETERS
+    assert cost("fsdp4", of=half).state_bytes == 16 * held_elements(BLOCK, LayerStrategy.parse("fsdp4"))
+
+
+def test_double_precision_doubles_the_states() -> None:
+    assert cost("dp4", of=conditions(Precision.FP64)).state_bytes == 32 * PARAMETERS
+
+
+def test_passes_are_those_measured_for_the_local_samples() -> None:
+    # 8 samples over dp4 are 2 a device; a single device has no collective to wait for.
+    measured = conditions().profile.layer(BLOCK, 1).samples[1]
+    assert measured.micro_batch_size == 2
+    assert cost("dp4").forward_seconds == measured.forward_seconds
+    assert cost("single", samples=2).backward_seconds == measured.backward_seconds
+
+
+def test_backward_is_measured_and_not_twice_the_forward_pass() -> None:
+    assert cost("single").backward_seconds != pytest.approx(2 * cost("single").forward_seconds)
+
+
+def test_checkpointing_keeps_the_input_and_repeats_the_forward_pass_with_its_collectives() -> None:
+    plain, checkpointed = cost("tp4"), cost("tp4-ckpt")
+    assert checkpointed.activation_bytes == 8 * 16 * 32 * 4
+    assert checkpointed.forward_seconds == plain.forward_seconds
+    assert checkpointed.backward_seconds == pytest.approx(plain.backward_seconds + plain.forward_seconds)
+    freed = plain.activation_bytes - checkpointed.activation_bytes
+    assert checkpointed.transient_bytes == plain.transient_bytes + freed
+
+
+def test_checkpointing_gathers_sharded_parameters_once_in_the_backward_pass() -> None:
+    cpu = conditions(kind=DeviceKind.CPU)
+    extra = cost("fsdp4-ckpt", of=cpu).backward_seconds - cost("fsdp4", of=cpu).backward_seconds
+    assert extra == pytest.approx(cost("dp4", of=cpu).forward_seconds)
+
+
+def test_gradient_reduction_of_the_embedding_is_not_free() -> None:
+    assert cost("dp4", layer=EMBEDDING).sync_seconds > 0
+
+
+def test_a_step_counts_gradient_reduction_once() -> None:
+    one = cost("dp4")
+    per_micro_batch = one.forward_seconds + one.backward_seconds
+    assert one.step_seconds(4) - one.step_seconds(3) == pytest.approx(per_micro_batch)
+
+
+def test_buckets_and_activations_are_not_held_at_once() -> None:
+    # By hand: states 100; two micro-batches of 30 bytes outweigh the bucket of 40, one does not.
+    some = LayerCost(1.0, 1.0, 0.0, 0.0, 100, 30, 40, 0, 0)
+    assert some.kept_bytes(1) == 140
+    assert some.kept_bytes(2) == 160
+
+
+def test_overlap_slows_both_sides_until_the_shorter_ends() -> None:
+    # By hand: 2 s of computation take 3 s; meanwhile 3 / 1.25 = 2.4 s of 4 s communication are done, 1.6 s stick out.
+    assert overlapped_seconds(2.0, 4.0, computation_slowdown=1.5, communication_slowdown=1.25) == pytest.approx(4.6)
+    # And the other way round: communication takes 1.25 s, in which 1.25 / 1.5 s of computation are done.
+    expected = 1.25 + (4.0 - 1.25 / 1.5)
+    assert overlapped_seconds(4.0, 1.0, computation_slowdown=1.5, communication_slowdown=1.25) == pytest.approx(
+        expected
+    )
+
+
+def test_overlap_of_two_processes_on_one_core_gains_nothing() -> None:
+    assert overlapped_seconds(3.0, 2.0, computation_slowdown=2.0, communication_slowdown=2.0) == pytest.approx(5.0)
+
+
+def test_overlap_with_nothing_costs_nothing() -> None:
+    assert overlapped_seconds(3.0, 0.0, computation_slowdown=1.5, communication_slowdown=2.0) == 3.0
+
+
+def test_a_layer_that_was_not_measured_is_an_error() -> None:
+    other = families.layers(builders.model(hidden_size=64))[1]
+    with pytest.raises(MissingMeasurement, match="hidden size 64"):
+        cost("dp4", layer=other)

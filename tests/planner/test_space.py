@@ -1,0 +1,63 @@
+import pytest
+
+import builders
+from galvatron_planner import families, space
+from galvatron_planner.model import Block, LayerSpec
+from galvatron_planner.problem import SearchDimension, SearchLimits
+from galvatron_planner.space import compositions
+from galvatron_planner.strategy import Dimension
+
+# Many heads and a power of two everywhere, so that no layer refuses a degree.
+WIDE = families.layers(builders.model(hidden_size=16384, num_heads=16384, feed_forward_size=16384))
+
+
+def stage_sizes(num_devices: int) -> list[int]:
+    return [2**k for k in range(num_devices.bit_length())]
+
+
+@pytest.mark.parametrize(("num_devices", "count"), [(8, 68), (16, 146), (64, 458), (1024, 2042), (16384, 5546)])
+def test_the_whole_tree_has_as_many_paths_as_counted_by_hand(num_devices: int, count: int) -> None:
+    assert sum(len(compositions(size)) for size in stage_sizes(num_devices)) == count
+
+
+@pytest.mark.parametrize(("num_devices", "count"), [(8, 44), (16, 74), (64, 158), (1024, 422), (16384, 814)])
+def test_pruning_leaves_as_many_strategies_as_the_closed_form(num_devices: int, count: int) -> None:
+    # 2K^2 + K + 1 strategies for 2^K devices, each without and with checkpointing.
+    exponent = num_devices.bit_length() - 1
+    assert count == 2 * (2 * exponent**2 + exponent + 1)
+    kept = [space.strategies(size, SearchLimits(), WIDE[1]) for size in stage_sizes(num_devices)]
+    assert sum(len(one.strategies) for one in kept) == count
+
+
+def test_without_checkpointing_eight_devices_leave_22_of_34_strategies() -> None:
+    limits = SearchLimits(excluded=(SearchDimension.CKPT,))
+    assert sum(len(compositions(size)) for size in stage_sizes(8)) // 2 == 34
+    assert sum(len(space.strategies(size, limits, WIDE[1]).strategies) for size in stage_sizes(8)) == 22
+
+
+@pytest.mark.parametrize("layer", WIDE[:1] + WIDE[-2:], ids=lambda layer: layer.kind)
+def test_everything_that_is_not_kept_is_counted_under_a_rule(layer: LayerSpec) -> None:
+    limits = SearchLimits(excluded=(SearchDimension.SDP,), max_tensor_degree=2)
+    found = space.strategies(8, limits, layer)
+    assert len(found.strategies) + sum(count for _, count in found.removed) == len(compositions(8))
+
+
+def test_only_blocks_are_checkpointed() -> None:
+    for layer in WIDE:
+        checkpointed = any(s.checkpoint for s in space.strategies(8, SearchLimits(), layer).strategies)
+        assert checkpointed == isinstance(layer, Block)
+
+
+def test_an_excluded_dimension_occurs_nowhere() -> None:
+    limits = SearchLimits(excluded=(SearchDimension.TP,))
+    assert all(s.degree(Dimension.TENSOR) == 1 for s in space.strategies(8, limits, WIDE[1]).strategies)
+
+
+def test_heads_limit_the_tensor_degree() -> None:
+    block = families.layers(builders.model(num_heads=4, num_key_value_heads=2))[1]
+    assert {s.tensor_degree for s in space.strategies(8, SearchLimits(), block).strategies} == {1, 2}
+
+
+def test_strategies_come_in_the_order_of_their_texts() -> None:
+    texts = [str(s) for s in space.strategies(8, SearchLimits(), WIDE[1]).strategies]
+    assert texts == sorted(texts)

@@ -1,0 +1,181 @@
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as generate
+
+import builders
+import generators
+from galvatron_planner import families, space
+from galvatron_planner.cost.prices import PriceList, StageCost, StagePosition
+from galvatron_planner.problem import PlanningProblem, SearchLimits
+from galvatron_planner.search.front import Labels, undominated
+from galvatron_planner.search.graph import StageTask
+from galvatron_planner.search.options import PipelineOptions, pipeline_options
+from galvatron_planner.search.stage import StageSearch
+from galvatron_planner.strategy import LayerStrategy, Layout
+
+SLOW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+class Instance:
+    """Some layers of a small model on one stage, with everything that a search and its oracle need."""
+
+    def __init__(self, problem: PlanningProblem, *, first: int, micro_batch_size: int, task: StageTask) -> None:
+        self.prices = PriceList.of(problem)
+        self.task = task
+        self.micro_batch_size = micro_batch_size
+        layers = families.layers(problem.model)
+        self.layers = layers[first : first + 3]
+        candidates = {
+            layer: space.strategies(problem.cluster.num_devices, problem.limits, layer).strategies for layer in layers
+        }
+        self.options: PipelineOptions = pipeline_options(
+            self.prices, layers, candidates, micro_batch_size=micro_batch_size, num_micro_batches=3
+        )
+        self.kinds = self.options.kinds[first : first + 3]
+        self.candidates = candidates
+
+    def search(self) -> StageSearch:
+        return StageSearch(self.options, self.task)
+
+    def everything(self) -> Iterator[tuple[tuple[LayerStrategy, ...], StageCost]]:
+        position = StagePosition(self.micro_batch_size, self.task.in_flight, self.task.entry, self.task.feeds_next)
+        fitting = [
+            [s for s in self.candidates[layer] if self.micro_batch_size % s.data_degree == 0] for layer in self.layers
+        ]
+        for strategies in product(*fitting):
+            yield strategies, self.prices.stage(self.layers, strategies, position)
+
+
+def seconds(cost: StageCost) -> float:
+    return 3 * (cost.forward_seconds + cost.backward_seconds) + cost.sync_seconds + cost.optimizer_seconds
+
+
+@generate.composite
+def instances(draw: generate.DrawFn) -> Instance:
+    problem = draw(generators.problems(max_devices=4, limits=SearchLimits()))
+    micro_batch_size = draw(generate.sampled_from([2, 4]))
+    layouts = sorted({LayerStrategy.parse(t).layout for t in _entries(problem.cluster.num_devices)})
+    if micro_batch_size < problem.cluster.num_devices:
+        layouts = [layout for layout in layouts if layout.data_degree <= micro_batch_size]
+    feeds_next = draw(generate.booleans())
+    task = StageTask(
+        in_flight=draw(generate.integers(1, 3)),
+        budget_bytes=problem.cluster.device_memory_bytes,
+        entry=draw(generate.sampled_from([None, *layouts])),
+        feeds_next=feeds_next,
+    )
+    first = draw(generate.integers(0, max(0, problem.model.num_layers - 1)))
+    return Instance(problem, first=first, micro_batch_size=micro_batch_size, task=task)
+
+
+def _entries(num_devices: int) -> list[str]:
+    return {1: ["single"], 2: ["dp2", "tp2"], 4: ["dp4", "tp2-dp2", "dp2-tp2"]}[num_devices]
+
+
+def _fastest(instance: Instance, exit_layout: Layout | None) -> float | None:
+    fitting = [
+        seconds(cost)
+        for _, cost in instance.everything()
+        if cost.peak_bytes <= instance.task.budget_bytes and exit_layout in (None, cost.exit_layout)
+    ]
+    return min(fitting, default=None)
+
+
+@SLOW
+@given(instances())
+def test_the_stage_search_equals_exhaustive_enumeration(instance: Instance) -> None:
+    search = instance.search()
+    for exit_layout in search.exits:
+        best, expected = search.best(instance.kinds, exit_layout), _fastest(instance, exit_layout)
+        assert (best is None) == (expected is None)
+        if best is not None:
+            assert best.seconds == pytest.approx(expected, rel=1e-9)
+
+
+@SLOW
+@given(instances())
+def test_what_the_search_says_of_its_choice_is_what_the_cost_model_says(instance: Instance) -> None:
+    costs = dict(instance.everything())
+    search = instance.search()
+    for exit_layout in search.exits:
+        best = search.best(instance.kinds, exit_layout)
+        if best is not None:
+            cost = costs[best.strategies]
+            assert best.peak_bytes == cost.peak_bytes <= instance.task.budget_bytes
+            assert best.seconds == pytest.approx(seconds(cost), rel=1e-9)
+            assert exit_layout in (None, cost.exit_layout)
+
+
+@SLOW
+@given(instances())
+def test_no_choice_undercuts_the_lower_bound(instance: Instance) -> None:
+    search = instance.search()
+    for exit_layout, bound in zip(search.exits, search.lower_bounds(instance.kinds), strict=True):
+        expected = _fastest(instance, exit_layout)
+        if expected is not None:
+            assert bound <= expected * (1 + 1e-9)
+
+
+@SLOW
+@given(instances())
+def test_the_smallest_peak_is_the_smallest_of_all(instance: Instance) -> None:
+    search = instance.search()
+    for exit_layout in search.exits:
+        peaks = [c.peak_bytes for _, c in instance.everything() if exit_layout in (None, c.exit_layout)]
+        assert search.smallest_peak(instance.kinds, exit_layout) == min(peaks, default=None)
+
+
+def test_a_front_keeps_what_nothing_matches() -> None:
+    # Seconds, kept, working of one state: the first matches the third, the fourth beats the second in working memory.
+    labels = _labels(seconds=[1.0, 2.0, 1.5, 2.0], kept=[10, 5, 10, 5], working=[7, 7, 7, 3])
+    kept = undominated(labels)
+    assert sorted(zip(kept.seconds, kept.kept, kept.working, strict=True)) == [(1.0, 10, 7), (2.0, 5, 3)]
+
+
+@given(
+    generate.lists(
+        generate.tuples(
+            generate.integers(0, 4), generate.integers(0, 4), generate.integers(0, 2), generate.integers(0, 2)
+        ),
+        min_size=1,
+    )
+)
+def test_every_label_is_matched_by_a_survivor(offered: list[tuple[int, int, int, int]]) -> None:
+    times, kept, working, states = zip(*offered, strict=True)
+    labels = _labels(seconds=[float(t) for t in times], kept=list(kept), working=list(working), state=list(states))
+    front = undominated(labels)
+    survivors = list(zip(front.seconds, front.kept, front.working, front.state, strict=True))
+    for label in offered:
+        matches = [
+            s for s in survivors if s[3] == label[3] and all(a <= b for a, b in zip(s[:3], label[:3], strict=True))
+        ]
+        assert matches
+    assert len(set(survivors)) == len(survivors)
+
+
+def _labels(*, seconds: list[float], kept: list[int], working: list[int], state: list[int] | None = None) -> Labels:
+    index = np.arange(len(seconds))
+    states = np.array(state) if state else np.zeros(len(seconds), dtype=np.int64)
+    return Labels(np.array(seconds), np.array(kept), np.array(working), states, index, index)
+
+
+def test_a_stage_solved_by_hand() -> None:
+    # One block on two devices. Whatever fits of dp2, fsdp2 and tp2: with room for replicated states dp2 wins, because
+    # it communicates once a step only; with less it is sharded.
+    spec = builders.model(num_layers=1)
+    problem = builders.problem(spec, builders.cluster(2))
+    task = StageTask(in_flight=1, budget_bytes=1 << 30, entry=None, feeds_next=False)
+    roomy = Instance(problem, first=1, micro_batch_size=2, task=task)
+    block = roomy.kinds[:1]
+    best = roomy.search().best(block, None)
+    assert best is not None
+    assert [str(s) for s in best.strategies] == ["dp2"]
+    tight = StageTask(in_flight=1, budget_bytes=best.peak_bytes - 1, entry=None, feeds_next=False)
+    second = Instance(problem, first=1, micro_batch_size=2, task=tight).search().best(block, None)
+    assert second is not None
+    assert [str(s) for s in second.strategies] != ["dp2"]
+    assert second.seconds > best.seconds
