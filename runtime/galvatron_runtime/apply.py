@@ -65,9 +65,8 @@ def apply(plan: Plan, *, seed: int, device: torch.device) -> "ParallelModel":
     # 7. Rows move where neighbours split the batch differently, also behind the boundary to the stage before.
     stage = Stage(layers, relayouts(plan, meshes))
     # 8. One root around the layers that torch shards or replicates.
-    managed = [layer for layer, kind in zip(layers, reductions, strict=True) if not isinstance(kind, GradientBucket)]
-    if managed:
-        reductions.append(SharedStreams(stage, meshes.stages["data"], managed=managed))
+    if not all(isinstance(kind, GradientBucket) for kind in reductions):
+        reductions.append(SharedStreams(stage, meshes.stages["data"], layers=layers))
     # 9. The schedule drives the stage.
     before, after = boundary(plan, meshes, step=-1), boundary(plan, meshes, step=1)
     order = passes(

@@ -65,7 +65,6 @@ def release(environment: Mapping[str, str]) -> Iterator[None]:
         environment,
         *("upgrade", RELEASE, str(CHART), "--install", "--create-namespace", "--wait", "--timeout", "3m"),
         # A rebuilt image has the same tag: without a change in the pod's template the old one would run on.
-        *("--set", "crds.enabled=false,watchNamespaces={e2e-dev}"),
         *("--set-string", f"podAnnotations.galvatron\\.io/tested={uuid.uuid4().hex}"),
     )
     try:
@@ -78,8 +77,8 @@ def release(environment: Mapping[str, str]) -> Iterator[None]:
 @contextmanager
 def fresh_namespace(environment: Mapping[str, str]) -> Iterator[Kubectl]:
     """Yield a namespace of its own, with no profile in its cache."""
-    kubectl = Kubectl(environment, namespace="e2e-dev")
-    kubectl.run("create", "namespace", kubectl.namespace)
+    kubectl = Kubectl(environment, namespace=f"e2e-{uuid.uuid4().hex[:8]}")
+    kubectl("create", "namespace", kubectl.namespace)
     try:
         yield kubectl
     finally:

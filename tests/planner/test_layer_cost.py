@@ -23,9 +23,9 @@ def cost(text: str, *, layer: LayerSpec = BLOCK, of: Conditions | None = None, s
     return price(layer, LayerStrategy.parse(text), micro_batch_size=samples, conditions=of or conditions())
 
 
-def test_replicated_states_take_sixteen_bytes_a_parameter_and_a_bucket_of_four() -> None:
+def test_replicated_states_take_sixteen_bytes_a_parameter_and_are_reduced_in_place() -> None:
     assert cost("dp4").state_bytes == 16 * PARAMETERS
-    assert cost("dp4").bucket_bytes == 4 * PARAMETERS
+    assert cost("dp4").transient_bytes == conditions().profile.layer(BLOCK, 1).samples[1].transient_bytes
 
 
 def test_sharding_divides_states_and_holds_a_layer_unsharded_while_it_computes() -> None:
@@ -41,6 +41,13 @@ def test_half_precision_keeps_a_copy_unless_it_is_gathered() -> None:
     assert cost("dp4", of=half).state_bytes == 18 * PARAMETERS
     assert cost("single", of=half).state_bytes == 18 * PARAMETERS
     assert cost("fsdp4", of=half).state_bytes == 16 * held_elements(BLOCK, LayerStrategy.parse("fsdp4"))
+
+
+def test_half_precision_reduces_through_buffers() -> None:
+    half = conditions(Precision.BF16)
+    measured = half.profile.layer(BLOCK, 1).samples[1].transient_bytes
+    # Gradients as computed, 2 bytes; input and output of the reduction, 4 bytes each.
+    assert cost("dp4", of=half).transient_bytes == measured + 10 * PARAMETERS
 
 
 def test_double_precision_doubles_the_states() -> None:
@@ -84,11 +91,8 @@ def test_a_step_counts_gradient_reduction_once() -> None:
     assert one.step_seconds(4) - one.step_seconds(3) == pytest.approx(per_micro_batch)
 
 
-def test_buckets_and_activations_are_not_held_at_once() -> None:
-    # By hand: states 100; two micro-batches of 30 bytes outweigh the bucket of 40, one does not.
-    some = LayerCost(1.0, 1.0, 0.0, 0.0, 100, 30, 40, 0, 0)
-    assert some.kept_bytes(1) == 140
-    assert some.kept_bytes(2) == 160
+def test_activations_are_held_for_every_micro_batch_in_flight() -> None:
+    assert cost("dp4").kept_bytes(3) - cost("dp4").kept_bytes(1) == 2 * cost("dp4").activation_bytes
 
 
 def test_overlap_slows_both_sides_until_the_shorter_ends() -> None:

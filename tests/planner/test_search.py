@@ -1,3 +1,5 @@
+from functools import cache
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 
@@ -23,10 +25,22 @@ def small_problem(memory: int = 45 * MIB, **limits: object) -> PlanningProblem:
 
 
 def solved(problem: PlanningProblem) -> Solution | None:
+    return solved_json(problem.to_json())
+
+
+@cache
+def solved_json(problem: str) -> Solution | None:
+    """Several tests ask the same: searches of six layers take a while."""
     try:
-        return search(problem)
+        return search(PlanningProblem.from_json(problem))
     except NoFeasiblePlan:
         return None
+
+
+def found(problem: PlanningProblem) -> Solution:
+    solution = solved(problem)
+    assert solution is not None
+    return solution
 
 
 def step_seconds(problem: PlanningProblem) -> float:
@@ -71,7 +85,7 @@ def test_documents_survive_the_way_through_json(problem: PlanningProblem) -> Non
 
 
 def test_more_memory_never_makes_a_slower_plan() -> None:
-    steps = [step_seconds(small_problem(memory * MIB)) for memory in (15, 25, 35, 45, 60, 90, 200)]
+    steps = [step_seconds(small_problem(memory * MIB)) for memory in (20, 45, 70, 200)]
     assert steps == sorted(steps, reverse=True)
     assert steps[-1] < steps[0]
 
@@ -82,7 +96,7 @@ def test_a_wider_space_never_makes_a_slower_plan(dimension: SearchDimension) -> 
 
 
 def test_equal_problems_have_equal_plans_and_reports() -> None:
-    one, other = search(small_problem()), search(small_problem())
+    one, other = found(small_problem()), search(small_problem())
     assert one.plan.to_json() == other.plan.to_json()
     assert one.report.to_json() == other.report.to_json()
 
@@ -102,14 +116,14 @@ def test_of_several_batch_sizes_the_highest_throughput_wins() -> None:
 
 
 def test_the_plan_is_never_behind_a_baseline_or_a_runner_up() -> None:
-    solution = search(small_problem())
+    solution = found(small_problem())
     others = [*solution.report.runners_up, *(b.plan for b in solution.report.baselines if b.plan)]
     assert others
     assert all(one.samples_per_second <= solution.plan.estimate.samples_per_second * (1 + 1e-9) for one in others)
 
 
 def test_a_baseline_that_does_not_fit_says_what_it_needs() -> None:
-    report = search(small_problem()).report
+    report = found(small_problem()).report
     data_parallel = next(b for b in report.baselines if b.name == "DP")
     assert data_parallel.outcome == "does not fit"
     assert data_parallel.needed_bytes is not None
@@ -119,13 +133,13 @@ def test_a_baseline_that_does_not_fit_says_what_it_needs() -> None:
 
 
 def test_one_stage_is_proven_optimal() -> None:
-    report = search(small_problem(excluded=(SearchDimension.PP,))).report
+    report = found(small_problem(excluded=(SearchDimension.PP,))).report
     assert report.gap == 0
     assert report.all_cuts
 
 
 def test_every_rule_reports_what_it_removed() -> None:
-    report = search(small_problem(excluded=(SearchDimension.TP,))).report
+    report = found(small_problem(excluded=(SearchDimension.TP,))).report
     removed = {count.rule: count.removed for count in report.pruned_by_rule}
     assert removed["excluded"] > 0
     assert removed["dp-and-fsdp"] > 0

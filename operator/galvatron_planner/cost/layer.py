@@ -47,7 +47,6 @@ class LayerCost:
         optimizer_seconds: once per step.
         state_bytes: held for the whole run.
         activation_bytes: held per micro-batch from forward to backward.
-        bucket_bytes: held while gradients are reduced, when the last micro-batch's activations are going.
         transient_bytes: working memory above all that while the layer computes, its gathered parameters included.
         gathered_bytes: its parameters gathered ahead, while the layer after it is in its backward pass.
     """
@@ -58,17 +57,12 @@ class LayerCost:
     optimizer_seconds: float
     state_bytes: int
     activation_bytes: int
-    bucket_bytes: int
     transient_bytes: int
     gathered_bytes: int
 
     def kept_bytes(self, in_flight: int) -> int:
-        """Bytes held with ``in_flight`` micro-batches between forward and backward.
-
-        Buckets fill while the last micro-batch's activations are freed layer by layer, so a layer holds the larger of
-        the two; the sum over layers is then an upper bound of both peaks, end of forward and inside backward.
-        """
-        return self.state_bytes + max(in_flight * self.activation_bytes, self.bucket_bytes)
+        """Bytes held with ``in_flight`` micro-batches between forward and backward."""
+        return self.state_bytes + in_flight * self.activation_bytes
 
     def step_seconds(self, num_micro_batches: int) -> float:
         """Seconds of a whole step: what the search minimises over a stage's layers."""
@@ -115,10 +109,9 @@ def price(layer: LayerSpec, strategy: LayerStrategy, *, micro_batch_size: int, c
         optimizer_seconds=held * conditions.profile.optimizer_seconds_per_parameter,
         state_bytes=_state_bytes(strategy, held, conditions.precision),
         activation_bytes=min(input_bytes, passes.activation_bytes) if strategy.checkpoint else passes.activation_bytes,
-        bucket_bytes=held * conditions.precision.parameter_bytes if spoken.gradient_sync else 0,
         transient_bytes=passes.transient_bytes
         + (max(passes.activation_bytes - input_bytes, 0) if strategy.checkpoint else 0)
-        + _unsharded_bytes(layer, strategy, conditions.precision),
+        + _gradient_bytes(layer, strategy, conditions.precision),
         gathered_bytes=_gathered_bytes(layer, strategy, conditions.precision),
     )
 
@@ -199,13 +192,17 @@ def _gathered_bytes(layer: LayerSpec, strategy: LayerStrategy, precision: Precis
     return gathered_elements(layer, strategy) * precision.activation_bytes
 
 
-def _unsharded_bytes(layer: LayerSpec, strategy: LayerStrategy, precision: Precision) -> int:
-    """Bytes of a ``fsdp`` layer's unsharded tensors in its backward pass.
+def _gradient_bytes(layer: LayerSpec, strategy: LayerStrategy, precision: Precision) -> int:
+    """Bytes of what a layer's backward pass needs besides its activations and the gradients that it keeps.
 
-    Gathered parameters, their gradients in the precision of computation, and the flat input of one reduce-scatter in
-    the precision of storage: this layer's, or still the next layer's.
+    Replicated in the precision of storage: nothing, gradients are written into their bucket, which is reduced in place.
+    Replicated with a copy to compute in: gradients as computed, and input and output of one reduction (``replicate`` of
+    torch 2.13). Sharded: gathered parameters, gradients as computed, and the flat input of one reduce-scatter, this
+    layer's or still the next one's.
     """
-    if strategy.degree(Dimension.SHARDED_DATA) == 1:
-        return 0
-    elements = gathered_elements(layer, strategy)
-    return elements * (2 * precision.activation_bytes + precision.parameter_bytes)
+    if strategy.degree(Dimension.SHARDED_DATA) > 1:
+        elements = gathered_elements(layer, strategy)
+        return elements * (2 * precision.activation_bytes + precision.parameter_bytes)
+    if _computes_in_copy(precision):
+        return held_elements(layer, strategy) * (precision.activation_bytes + 2 * precision.parameter_bytes)
+    return 0

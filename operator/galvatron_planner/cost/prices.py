@@ -93,9 +93,16 @@ class PriceList:
         """Bytes of a whole micro-batch's hidden activation at the boundary of a layer."""
         return micro_batch_size * boundary_bytes(layer, self.conditions.precision)
 
-    def entry_bytes(self, position: StagePosition, micro_batch_bytes: int) -> int:
-        """Bytes of the buffer into which the previous stage sends."""
-        return 0 if position.entry is None else micro_batch_bytes // position.entry.data_degree
+    def entry_bytes(self, position: StagePosition, first: Layout, micro_batch_bytes: int) -> int:
+        """Bytes of what the previous stage sends.
+
+        One payload on its way; and where the first layer wants another layout, what was received stays beside it for
+        every micro-batch in flight.
+        """
+        if position.entry is None:
+            return 0
+        payloads = 1 if first == position.entry else 1 + position.in_flight
+        return payloads * (micro_batch_bytes // position.entry.data_degree)
 
     def exit_bytes(self, position: StagePosition, exit_layout: Layout, micro_batch_bytes: int) -> int:
         """Bytes of the outputs that wait for their gradients, one per micro-batch in flight, and of one gradient."""
@@ -123,7 +130,7 @@ class PriceList:
             for cost, ahead, move in zip(costs, gathered, moves, strict=True)
         )
         kept = sum(cost.kept_bytes(position.in_flight) for cost in costs)
-        boundaries = self.entry_bytes(position, moved) + self.exit_bytes(position, layouts[-1], moved)
+        boundaries = self.entry_bytes(position, layouts[0], moved) + self.exit_bytes(position, layouts[-1], moved)
         return StageCost(
             forward_seconds=sum(c.forward_seconds for c in costs) + sum(m.forward_seconds for m in moves),
             backward_seconds=sum(c.backward_seconds for c in costs) + sum(m.backward_seconds for m in moves),

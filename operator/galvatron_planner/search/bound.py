@@ -113,7 +113,7 @@ class StageBounds:
         graph = self._graph
         best = np.full(len(graph.exits), np.inf)
         for group, (least, _) in enumerate(self._groups):
-            room = graph.task.budget_bytes - graph.entry_bytes - least - graph.exit_bytes.astype(np.float64)
+            room = graph.task.budget_bytes - least - graph.exit_bytes.astype(np.float64)
             paid, kept = self._value(group, kinds)
             bounds = (paid - self._prices[:, None] * room[None, :]).max(axis=0)
             bounds = np.where(kept <= room, bounds, np.inf)

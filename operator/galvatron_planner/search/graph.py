@@ -60,7 +60,6 @@ class StageGraph:
 
     Attributes:
         edges: per pair of neighbouring kinds; stages start with (OUTSIDE, kind).
-        entry_bytes: buffer into which the previous stage sends.
         exit_bytes: outputs that wait for their gradients and one gradient, by the last layer's state, (S,).
         exits: layouts that are told apart at the end; None alone on the last stage, whose output is a loss.
     """
@@ -70,7 +69,6 @@ class StageGraph:
         self.options = options
         self.edges = {(OUTSIDE, kind): self._edges_in(kind) for kind in range(len(options.layers))}
         self.edges |= {pair: self._edges_on(*pair) for pair in dict.fromkeys(pairwise(options.kinds))}
-        self.entry_bytes = 0 if task.entry is None else options.micro_batch_bytes // task.entry.data_degree
         self.exit_bytes = np.array([self._exit_buffer(layout) for layout in options.layouts], dtype=np.int64)
         self.exits: tuple[Layout | None, ...] = options.distinct_layouts if task.feeds_next else (None,)
 
@@ -96,13 +94,17 @@ class StageGraph:
 
     def _edges_in(self, kind: int) -> Edges:
         layer, entry = self.options.layers[kind], self.task.entry
+        kept = layer.kept(self.task.in_flight)
         if entry is None:
-            seconds, working = layer.seconds[None, :], layer.transient[None, :]
-        else:
-            row = self.options.layouts.index(entry)
-            seconds = (self.options.move_seconds[row, layer.state] + layer.seconds)[None, :]
-            working = np.maximum(self.options.move_bytes[row, layer.state], layer.transient)[None, :]
-        return Edges(seconds, working, layer.kept(self.task.in_flight), layer.state, layer.slots)
+            return Edges(layer.seconds[None, :], layer.transient[None, :], kept, layer.state, layer.slots)
+        row = self.options.layouts.index(entry)
+        seconds = (self.options.move_seconds[row, layer.state] + layer.seconds)[None, :]
+        working = np.maximum(self.options.move_bytes[row, layer.state], layer.transient)[None, :]
+        # One payload on its way; what lies in another layout than the first layer's stays with every micro-batch.
+        payload = self.options.micro_batch_bytes // entry.data_degree
+        changes = np.array([self.options.layouts[state] != entry for state in layer.state], dtype=np.int64)
+        kept = kept + payload * (1 + self.task.in_flight * changes)
+        return Edges(seconds, working, kept, layer.state, layer.slots)
 
     def _edges_on(self, before: int, kind: int) -> Edges:
         layer = self.options.layers[kind]

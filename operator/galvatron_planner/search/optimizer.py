@@ -11,7 +11,7 @@ from galvatron_planner.errors import NoFeasiblePlan
 from galvatron_planner.plan import Plan, StagePlan
 from galvatron_planner.problem import PlanningProblem
 from galvatron_planner.search import baselines, remedies
-from galvatron_planner.search.candidates import Outcome, degrees, explore
+from galvatron_planner.search.candidates import Outcome, degrees, explore, smallest_peak
 from galvatron_planner.search.partition import Candidate
 from galvatron_planner.search.report import RuleCount, SearchReport, Solution
 from galvatron_planner.search.summaries import alternative
@@ -28,14 +28,24 @@ def search(problem: PlanningProblem) -> Solution:
     prices = PriceList.of(problem)
     outcome = explore(problem, prices)
     if not outcome.best:
-        raise NoFeasiblePlan(
-            f"no plan fits {problem.cluster.num_devices} devices with"
-            f" {format_bytes(problem.cluster.device_memory_bytes)} each",
-            changes=remedies.nearest_changes(problem, prices),
-        )
+        raise _no_plan(problem, prices)
     ranked = sorted(outcome.best.values(), key=_rank)
     plan = _plan(problem, ranked[0])
     return Solution(plan, _report(problem, prices, outcome, ranked))
+
+
+def _no_plan(problem: PlanningProblem, prices: PriceList) -> NoFeasiblePlan:
+    devices = f"{problem.cluster.num_devices} devices with {format_bytes(problem.cluster.device_memory_bytes)} each"
+    needed = smallest_peak(problem, prices)
+    if needed is None:
+        return NoFeasiblePlan(
+            f"no strategy divides the model and the batch over {devices}",
+            changes=remedies.nearest_changes(problem, prices, needed_bytes=None),
+        )
+    return NoFeasiblePlan(
+        f"no plan fits {devices}: the smallest needs {format_bytes(needed)}",
+        changes=remedies.nearest_changes(problem, prices, needed_bytes=needed),
+    )
 
 
 def _rank(candidate: Candidate) -> tuple[float, str]:

@@ -32,7 +32,6 @@ class LayerOptions:
         sync_seconds: the part of ``seconds`` that reduces gradients, (O,).
         state_bytes: (O,), see :class:`~galvatron_planner.cost.layer.LayerCost`.
         activation_bytes: (O,).
-        bucket_bytes: (O,).
         transient: (O,).
         ahead: bytes gathered ahead when the layer is in a state, (S,).
         slots: options that lead into each state, padded with O, (S, width).
@@ -46,14 +45,13 @@ class LayerOptions:
     sync_seconds: Floats
     state_bytes: Integers
     activation_bytes: Integers
-    bucket_bytes: Integers
     transient: Integers
     ahead: Integers
     slots: Integers
 
     def kept(self, in_flight: int) -> Integers:
         """Bytes held with ``in_flight`` micro-batches between forward and backward, (O,)."""
-        return self.state_bytes + np.maximum(in_flight * self.activation_bytes, self.bucket_bytes)
+        return self.state_bytes + in_flight * self.activation_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +145,6 @@ def _layer_options(
         sync_seconds=_floats([cost.sync_seconds for cost in costs]),
         state_bytes=_integers([cost.state_bytes for cost in costs]),
         activation_bytes=_integers([cost.activation_bytes for cost in costs]),
-        bucket_bytes=_integers([cost.bucket_bytes for cost in costs]),
         transient=_integers([cost.transient_bytes for cost in costs]),
         ahead=ahead,
         slots=_slots(state, len(states)),

@@ -81,7 +81,7 @@ class StageSearch:
         for cap in self._graph.caps(kinds):
             least = guide(self._graph, kinds, leaves, prices=np.zeros(1), cap=int(cap)).least_total
             if np.isfinite(least):
-                peaks.append(int(least) + int(cap) + self._graph.entry_bytes)
+                peaks.append(int(least) + int(cap))
         return min(peaks, default=None)
 
     def _choice(self, kinds: Kinds, path: _Path) -> StageChoice:
@@ -125,7 +125,7 @@ class _Solver:
         return float("inf") if self._best is None else self._best.seconds
 
     def _room(self, cap: int) -> int:
-        return self._graph.task.budget_bytes - self._graph.entry_bytes - cap
+        return self._graph.task.budget_bytes - cap
 
     def _guide(self, prices: Floats, cap: int) -> Guide:
         return guide(self._graph, self._kinds, self._leaves, prices=prices, cap=cap)
@@ -199,7 +199,7 @@ class _Solver:
 
     def _path(self, choices: list[int]) -> _Path:
         """Add up one option a layer."""
-        seconds, kept, working, state = 0.0, self._graph.entry_bytes, 0, 0
+        seconds, kept, working, state = 0.0, 0, 0, 0
         for edges, choice in zip(self._graph.path(self._kinds), choices, strict=True):
             seconds += float(edges.seconds[state, choice])
             kept += int(edges.kept[choice])

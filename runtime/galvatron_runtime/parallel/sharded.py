@@ -8,7 +8,6 @@ Source: Rajbhandari et al. 2020 (arXiv 1910.02054), section 5.3.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import cast
 
 import torch
@@ -56,19 +55,19 @@ class SharedStreams:
     for all of them.
     """
 
-    def __init__(self, stage: nn.Module, mesh: DeviceMesh, *, managed: Sequence[LayerModule]) -> None:
+    def __init__(self, stage: nn.Module, mesh: DeviceMesh, *, layers: Sequence[LayerModule]) -> None:
         """Wrap a stage.
 
         Args:
             stage: the stage; its class is changed.
             mesh: all devices of the stage.
-            managed: the layers that torch shards or replicates, first to last.
+            layers: its layers, first to last; torch manages those that it shards or replicates.
         """
-        own = {parameter for layer in managed for parameter in layer.parameters()}
+        own = {parameter for layer in layers if isinstance(layer, FSDPModule) for parameter in layer.parameters()}
         others = {parameter for parameter in stage.parameters() if parameter not in own}
         fully_shard(stage, mesh=mesh, reshard_after_forward=False, ignored_params=others)
         self._stage = cast(FSDPModule, stage)  # fully_shard() changes the class of its argument
-        _prefetch_backward([cast(FSDPModule, layer) for layer in managed])
+        _prefetch_backward(layers)
 
     def start_step(self) -> None:
         """Do nothing."""
@@ -81,12 +80,15 @@ class SharedStreams:
         """Do nothing."""
 
 
-def _prefetch_backward(managed: Sequence[FSDPModule]) -> None:
+def _prefetch_backward(layers: Sequence[LayerModule]) -> None:
     """Gather the parameters of the layer before while a layer's backward pass runs.
 
     Torch would guess the next layer from the order of forward passes. At the first layer of a stage that is wrong:
-    then comes the forward pass of another micro-batch, through which the last layer's parameters would be held.
+    then comes the forward pass of another micro-batch, through which the last layer's parameters would be held. Behind
+    a layer that torch does not manage it would hold the one before through all of that layer's backward pass, which
+    the cost model does not count.
     """
-    # The first one names itself, which is gathered already: naming none would be leaving it to torch.
-    for before, after in pairwise([*managed[:1], *managed]):
-        after.set_modules_to_backward_prefetch([before])
+    for before, layer in zip([None, *layers[:-1]], layers, strict=True):
+        if isinstance(layer, FSDPModule):
+            # One that names itself, gathered already, prefetches nothing: naming none would be leaving it to torch.
+            layer.set_modules_to_backward_prefetch([before if isinstance(before, FSDPModule) else layer])
