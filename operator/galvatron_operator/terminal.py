@@ -85,7 +85,7 @@ def describe_progress(progress: Progress) -> str:
 def plan_table(plan: Plan) -> Table:
     """The plan, one row a stage."""
     table = Table(title=f"Plan: {plan.summary}", title_justify="left", title_style="bold")
-    for column in ("stage", "devices", "layers", "strategies (first to last layer)", "predicted peak memory"):
+    for column in ("stage", "devices", "layers", "strategies, first to last layer", "peak memory"):
         table.add_column(column)
     rows = zip(plan.stages, plan.first_layers, plan.estimate.stage_peak_bytes, strict=True)
     for index, (stage, first, peak) in enumerate(rows):
@@ -103,12 +103,12 @@ def plan_table(plan: Plan) -> Table:
 def outcome_table(plan: Plan, measured: Progress, *, first_loss: float | None) -> Table:
     """Prediction against measurement."""
     table = Table(title="Predicted and measured", title_justify="left", title_style="bold")
-    for column in ("", "predicted", "measured", "measured / predicted"):
+    for column in ("", "predicted", "measured", "ratio"):
         table.add_column(column, justify="left" if not column else "right")
     if measured.step_seconds:
         predicted = plan.estimate.step_seconds
         table.add_row(
-            "step time (median)",
+            "step time",
             format_seconds(predicted),
             format_seconds(measured.step_seconds),
             f"{measured.step_seconds / predicted:.2f}",
@@ -116,14 +116,14 @@ def outcome_table(plan: Plan, measured: Progress, *, first_loss: float | None) -
     if measured.peak_bytes:
         peak = plan.estimate.peak_bytes
         ratio = f"{measured.peak_bytes / peak:.2f}"
-        table.add_row("peak memory (fullest device)", format_bytes(peak), format_bytes(measured.peak_bytes), ratio)
+        table.add_row("peak memory", format_bytes(peak), format_bytes(measured.peak_bytes), ratio)
     table.add_row("memory budget", "", format_bytes(plan.cluster.device_memory_bytes), "")
     if measured.tokens_per_second:
         speed = f"{measured.tokens_per_second:,.0f}"
         ratio = f"{measured.tokens_per_second / plan.tokens_per_second:.2f}"
         table.add_row("tokens per second", f"{plan.tokens_per_second:,.0f}", speed, ratio)
     if measured.loss is not None and first_loss is not None:
-        table.add_row("loss, first and last step", "", f"{first_loss:.3f} -> {measured.loss:.3f}", "")
+        table.add_row("loss", "", f"{first_loss:.3f} -> {measured.loss:.3f}", "")
     return table
 
 
@@ -145,7 +145,8 @@ def _baseline_cells(baseline: Baseline, plan: Plan) -> tuple[str, str, str]:
     if best is not None:
         # Throughput, not step time: a searched batch range gives plans of different batch sizes.
         factor = plan.estimate.samples_per_second / best.samples_per_second
-        return format_seconds(best.step_seconds), format_bytes(best.peak_bytes), f"{factor:.2f}x slower"
+        slower = f"{factor:.2f}x slower" if factor > 1.005 else "as fast"
+        return format_seconds(best.step_seconds), format_bytes(best.peak_bytes), slower
     if baseline.needed_bytes is None:
         return "-", "-", "impossible for this model"
     return "-", f"needs {format_bytes(baseline.needed_bytes)}", "does not fit"
