@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from e2e.kubectl import POLL_SECONDS, Kubectl, Manifest, condition, is_true
-from e2e.prometheus import Prometheus
+from e2e.prometheus import Prometheus, Sample
 
 JOB_LABEL = "galvatron.io/job-name"
 COMPONENT_LABEL = "app.kubernetes.io/component"
@@ -22,14 +22,12 @@ class Observation:
         job: the newest object.
         phases: every ``status.phase``, in the order of first appearance.
         nodes: nodes on which pods of a component (``profiler``, ``trainer``) have run.
-        seconds: from the start to the first sight of each condition being true.
     """
 
     started: float = field(default_factory=time.time)
     job: Manifest = field(default_factory=dict)
     phases: list[str] = field(default_factory=list)
     nodes: dict[str, set[str]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
 
     def look(self, kubectl: Kubectl, name: str) -> None:
         """Write down what is to be seen now."""
@@ -38,9 +36,6 @@ class Observation:
         phase = self.job.get("status", {}).get("phase")
         if phase and phase not in self.phases:
             self.phases.append(phase)
-        for known in self.job.get("status", {}).get("conditions", []):
-            if known["status"] == "True":
-                self.seconds.setdefault(known["type"], time.time() - self.started)
         for labels, node in (pod_place(item) for item in items if item["kind"] == "Pod"):
             if labels.get(JOB_LABEL) == name and node:
                 self.nodes.setdefault(labels[COMPONENT_LABEL], set()).add(node)
@@ -73,9 +68,15 @@ class MeasuredRun:
         """Of the job."""
         return str(self.job["metadata"]["name"])
 
+    def losses(self) -> tuple[Sample, ...]:
+        """What was scraped of the loss, by time."""
+        return self.metrics.series(
+            f'galvatron_train_loss{{galvatronjob="{self.name}"}}', since=self.observation.started
+        )
+
     def last_step_time(self) -> float:
         """When the last loss was scraped: every series of the run is there at that moment."""
-        return self.metrics.series("galvatron_train_loss", since=self.observation.started)[-1].time
+        return self.losses()[-1].time
 
 
 def follow(

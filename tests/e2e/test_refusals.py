@@ -1,6 +1,7 @@
 """What cannot work is refused before any training pod exists, and the refusal says what to change."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -35,10 +36,10 @@ def test_the_api_server_refuses_a_wrong_spec_and_names_the_field(
 @pytest.mark.usefixtures("measured_run")
 def test_a_job_that_cannot_fit_says_what_would(kubectl: Kubectl, example: Manifest) -> None:
     name = "too-large"
-    kubectl.apply({**changed(example, "spec.budget.memoryPerGPU", "4Mi"), "metadata": {"name": name}})
-    refused = wait_until("the plan is refused", 60, lambda: refusal_of(kubectl, name))
+    kubectl.apply({**changed(example, "spec.budget.memoryPerGPU", "12Mi"), "metadata": {"name": name}})
+    refused = wait_until("the plan is refused", 180, lambda: refusal_of(kubectl, name))
     assert refused["reason"] == "NoFeasiblePlan"
-    assert "memoryPerGPU" in refused["message"]
+    assert re.search(r"the smallest needs .* use devices with \d+Mi of memory", refused["message"])
     assert not any(child.startswith(("Pod/", "StatefulSet/")) for child in children(kubectl, name))
 
 
