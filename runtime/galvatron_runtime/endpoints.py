@@ -5,6 +5,7 @@ Read-only and without secrets: whoever reaches the pod's port may read it. Answe
 
 import logging
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -70,6 +71,12 @@ def serve(*, address: str, port: int, run_directory: Path, status: Callable[[], 
 
     class Server(ThreadingHTTPServer):
         address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
+        def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - socketserver's
+            # Clients that hang up early are no concern of the log; anything else is a defect of ours.
+            problem = sys.exception()
+            if not isinstance(problem, ConnectionError):
+                log.error("request failed", exc_info=problem, extra={"client": str(client_address)})
 
     try:
         server = Server((address, port), Handler)

@@ -28,7 +28,7 @@ MOST_UNCERTAINTY = 0.5
 """A trial is repeated beyond the budget while it is more uncertain than this, and in the end refused."""
 NEGLIGIBLE_SHARE = 0.05
 """Share of the longest duration whose uncertainty cannot sway a plan; below it, timer and scheduler make much noise."""
-OVERTIME_SECONDS = 30.0
+OVERTIME_SECONDS = 120.0
 """How long beyond the budget trials are repeated that would otherwise be refused."""
 
 
