@@ -88,7 +88,7 @@ def explain(run_directory: Annotated[Path, typer.Argument(help="Of `galvatron ru
         raise InvalidInput(
             f"{run_directory} holds no plan", remedy="make one with `galvatron plan job.yaml --directory ...`"
         )
-    console.print(explain_text(chosen, report), markup=False, highlight=False)
+    console.print(explain_text(chosen, report), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -112,7 +112,21 @@ def render(
     job.check_for_cluster()
     request = request_of(job, Settings(runtime_image=image))
     chosen = None if plan_file is None else stored(plan_file, Plan)
-    sys.stdout.write(yaml.safe_dump_all(render_job(job, request, image=image, plan=chosen), sort_keys=False))
+    sys.stdout.write(
+        yaml.dump_all(render_job(job, request, image=image, plan=chosen), Dumper=_ReadableDumper, sort_keys=False)
+    )
+
+
+class _ReadableDumper(yaml.SafeDumper):
+    """Writes documents inside manifests line by line."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_ReadableDumper.add_representer(str, _represent_text)
 
 
 def main() -> None:
@@ -121,8 +135,8 @@ def main() -> None:
         app()
     except GalvatronError as error:
         errors = Console(stderr=True)
-        errors.print(f"[bold red]error:[/bold red] {escape(error.problem)}", highlight=False)
-        errors.print(f"[bold]what to do:[/bold] {escape(error.remedy)}", highlight=False)
+        errors.print(f"[bold red]error:[/bold red] {escape(error.problem)}", highlight=False, soft_wrap=True)
+        errors.print(f"[bold]what to do:[/bold] {escape(error.remedy)}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
