@@ -6,7 +6,7 @@
 #
 # pip takes other indexes, wheel directories and constraints by build argument, and a whole
 # pip.conf (credentials included) as the build secret `pip`. None of them reaches an image.
-ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 # pip and the build back-end live outside /opt/venv, which becomes the image.
 FROM ${PYTHON_IMAGE} AS tools

@@ -18,7 +18,7 @@ source "$here/loading.sh"
 wheels=${GALVATRON_CLUSTER_WHEELS:-$CHECKOUT/../shared/wheels}
 targets=(operator runtime)
 sources=(operator runtime pyproject.toml README.md LICENSE Dockerfile .dockerignore)
-public_base=docker.io/library/python:3.11-slim-bookworm
+public_base=python:3.11-slim-bookworm
 local_base=localhost/galvatron-test-python:3.11
 certificates=/etc/ssl/certs/ca-certificates.crt
 
@@ -98,6 +98,12 @@ has_image() { buildah inspect --type image "$1" >/dev/null 2>&1; }
 
 pull_base() { timeout 120 "$0" --pull >/dev/null 2>&1; }
 
+# Where this machine's own packages come from.
+debian_mirror() {
+  # shellcheck disable=SC2016  # apt fills the field in
+  apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | sort -u | sed -n 1p
+}
+
 # A stand-in for machines without Docker Hub: the same Debian, with Debian's own Python.
 make_local_base() {
   local container root log
@@ -105,7 +111,7 @@ make_local_base() {
   container=$(buildah from scratch)
   root=$(buildah mount "$container")
   if ! debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$root" \
-    "${GALVATRON_DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$log" 2>&1; then
+    "${GALVATRON_DEBIAN_MIRROR:-$(debian_mirror)}" >"$log" 2>&1; then
     tail -n 5 "$log" >&2
     fail "neither $public_base nor a Debian mirror can be reached" "set GALVATRON_DEBIAN_MIRROR (log: $log)"
   fi
