@@ -2,13 +2,17 @@
 
 import asyncio
 import os
-from collections.abc import Coroutine, Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import pytest
+import yaml
 from kubernetes import client, config
 
 from fakes.cluster import FakeCluster
@@ -21,6 +25,7 @@ from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.reconcile import Cluster, Conflict, NotFound, Refused
 
 Answer = TypeVar("Answer")
+CRD = Path(__file__).parents[2] / "crds" / "galvatronjobs.yaml"
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,43 @@ def real_site() -> Iterator[Site]:
     core = client.CoreV1Api(api_client)
     namespace = f"contract-{uuid4().hex[:8]}"
     core.create_namespace(client.V1Namespace(metadata=client.V1ObjectMeta(name=namespace)))
-    yield Site(KubernetesCluster(api_client), namespace)
-    core.delete_namespace(namespace)
+    with installed_crd(client.ApiextensionsV1Api(api_client)):
+        yield Site(KubernetesCluster(api_client), namespace)
+        core.delete_namespace(namespace)
+
+
+@contextmanager
+def installed_crd(definitions: client.ApiextensionsV1Api) -> Iterator[None]:
+    """Install the CRD where it is missing, and leave none behind: Helm takes over nothing that others made."""
+    name = f"{names.PLURAL}.{names.API_GROUP}"
+    if is_established(definitions, name):
+        yield
+        return
+    definitions.create_custom_resource_definition(yaml.safe_load(CRD.read_text()))
+    wait_until(lambda: is_established(definitions, name))
+    yield
+    definitions.delete_custom_resource_definition(name)
+    wait_until(lambda: not exists(definitions, name))
+
+
+def exists(definitions: client.ApiextensionsV1Api, name: str) -> bool:
+    listed = definitions.list_custom_resource_definition().items
+    return any(item.metadata is not None and item.metadata.name == name for item in listed)
+
+
+def is_established(definitions: client.ApiextensionsV1Api, name: str) -> bool:
+    if not exists(definitions, name):
+        return False
+    status = definitions.read_custom_resource_definition(name).status
+    conditions = () if status is None else status.conditions or ()
+    return any(found.type == "Established" and found.status == "True" for found in conditions)
+
+
+def wait_until(claim: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not claim():
+        assert time.monotonic() < deadline, "deadline"
+        time.sleep(0.2)
 
 
 @pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.k8s)])
