@@ -3,7 +3,6 @@
     GalvatronError                 problem and remedy, both for people
     + InvalidInput                 a value in a document or a GalvatronJob that cannot be meant
     | + InvalidDocument            a JSON document that does not follow its schema
-    | + InvalidProfile             a measured profile that no run can have produced
     | + InvalidPlan                a plan that contradicts its model, cluster or batch
     + MissingMeasurement           the profile lacks what the cost model asks for
     + NoFeasiblePlan               no plan fits; carries the nearest changes that would
@@ -34,10 +33,6 @@ class InvalidInput(GalvatronError):
 
 class InvalidDocument(InvalidInput):
     """A JSON document that does not follow its schema; the problem names the JSON path."""
-
-
-class InvalidProfile(InvalidInput):
-    """A measured profile that no run can have produced."""
 
 
 class InvalidPlan(InvalidInput):

@@ -37,7 +37,6 @@ class Metadata(SpecValue):
     uid: str = "local"
     generation: int = 1
     creation_timestamp: AwareDatetime | None = None
-    deletion_timestamp: AwareDatetime | None = None
 
 
 class GalvatronJob(SpecValue):
