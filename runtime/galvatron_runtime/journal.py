@@ -4,17 +4,15 @@ It is told what happened and tells others; it decides nothing, and training woul
 """
 
 import logging
-import platform
 import time
 from collections import deque
 from dataclasses import dataclass
 from statistics import median
 
-import torch
-
 from galvatron_planner.plan import Plan
 from galvatron_planner.worker import Progress
 from galvatron_planner.workload import forward_flops
+from galvatron_runtime import mesh
 from galvatron_runtime.apply import StepOutcome
 from galvatron_runtime.memory import MemoryMeter
 from galvatron_runtime.reports import TrainingFigures, report
@@ -101,7 +99,7 @@ class StepJournal:
         samples = self._num_steps * self._plan.global_batch_size
         return TrainingFigures(
             stage=self._stage_index,
-            device_name=device_name(self._meter.device),
+            device_name=mesh.device_name(self._meter.device),
             num_devices=self._plan.cluster.num_devices,
             steps=self._num_steps,
             samples=samples,
@@ -126,8 +124,3 @@ def bubble_ratio(outcome: StepOutcome) -> float:
 def sample_flops(plan: Plan) -> int:
     """FLOPs of one sample's forward and backward pass; the latter costs twice the former, recomputation not counted."""
     return 3 * sum(forward_flops(layer) for layer in plan.layers)
-
-
-def device_name(device: torch.device) -> str:
-    """How a device calls itself."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()

@@ -5,10 +5,12 @@ in it. The line *job -> profile -> plan -> training* enters torch's world here, 
 """
 
 import os
+import platform
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import Never, assert_never
 
 import torch
@@ -21,6 +23,14 @@ from galvatron_planner.strategy import Layout
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
 """How long a collective may take before the process gives up; a peer that died is noticed much earlier."""
+
+
+def device_name(device: torch.device) -> str:
+    """How a device calls itself: a GPU by its driver, a CPU by its model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return models[0].partition(":")[2].strip() if models else platform.machine()
 
 
 def start_process_groups(device_kind: DeviceKind, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> torch.device:

@@ -7,7 +7,6 @@ everything is measured.
 import argparse
 import logging
 import os
-import platform
 from pathlib import Path
 
 import torch
@@ -74,7 +73,7 @@ def measure(request: ProfileRequest, *, seconds: float) -> Profile:
     overlap = measure_overlap(_widest(links), request, bench=bench, budget_seconds=0.05 * seconds)
     return Profile(
         request_digest=request.digest(),
-        device_name=_device_name(device),
+        device_name=mesh.device_name(device),
         torch_version=torch.__version__,
         layers=layers,
         links=timed_links,
@@ -120,13 +119,6 @@ def _bench(request: ProfileRequest, device: torch.device) -> Bench:
 
 def _widest(links: tuple[Link, ...]) -> Link | None:
     return max(links, key=lambda link: link.group.size, default=None)
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return models[0].partition(":")[2].strip() if models else platform.machine()
 
 
 def _parse_arguments() -> argparse.Namespace:
