@@ -33,8 +33,11 @@ format: $(INSTALLED) ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) ## measure: search times, predicted against measured steps
+bench: $(INSTALLED) ## measure: search times, the search against its oracle and the published ones, predicted against measured steps
 	cd tests && ../$(BIN)/python -m benchmarks.search
+	cd tests && ../$(BIN)/python -m benchmarks.search --sweep
+	cd tests && ../$(BIN)/python -m benchmarks.algorithms
+	cd tests && ../$(BIN)/python -m benchmarks.oracle --instances 10000
 	cd tests && ../$(BIN)/python -m benchmarks.accuracy
 
 cluster: $(INSTALLED) ## a real two-node Kubernetes with the operator and an example job, left running

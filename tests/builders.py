@@ -1,12 +1,14 @@
 """Small valid values for tests: what matters in a test is said there, the rest comes from here."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from galvatron_planner import families
+from galvatron_planner.activations import activation_bytes
 from galvatron_planner.cluster import Cluster, DeviceKind, groups
 from galvatron_planner.dimensions import refusal
 from galvatron_planner.documents import Digest
-from galvatron_planner.model import Block, Embedding, Family, Head, LayerSpec, ModelSpec, Precision
+from galvatron_planner.model import Block, Embedding, Family, Head, LayerSpec, Merge, ModelSpec, Patches, Precision
 from galvatron_planner.plan import Estimate, Plan, StagePlan
 from galvatron_planner.problem import BatchRange, PlanningProblem, Schedule, SearchLimits
 from galvatron_planner.profiles import Collective, LayerProfile, LayerSample, LinkProfile, LinkSample, Profile
@@ -28,7 +30,17 @@ def model(
     sequence_length: int = 16,
     vocabulary_size: int = 67,
 ) -> ModelSpec:
-    """A Transformer of a few thousand parameters, with a vocabulary that no degree divides."""
+    """A Transformer of a few thousand parameters, with a vocabulary that no degree divides.
+
+    Images have 4 x 4 patches, T5's decoder has as many blocks as its encoder, and Swin's second stage all but one.
+    """
+    image: dict[str, Any] = {"image_size": 8, "patch_size": 2}
+    of_family: dict[Family, dict[str, Any]] = {
+        Family.T5: {"num_decoder_layers": num_layers, "decoder_sequence_length": sequence_length // 2},
+        Family.VIT: image | {"sequence_length": 16 + 1},
+        Family.SWIN: image | {"sequence_length": 16, "depths": (1, num_layers - 1)[:num_layers], "window_size": 2},
+    }
+    shape: dict[str, Any] = {"sequence_length": sequence_length} | of_family.get(family, {})
     return ModelSpec(
         family=family,
         hidden_size=hidden_size,
@@ -36,8 +48,8 @@ def model(
         num_heads=num_heads,
         num_key_value_heads=num_key_value_heads or num_heads,
         feed_forward_size=feed_forward_size or 4 * hidden_size,
-        sequence_length=sequence_length,
         vocabulary_size=vocabulary_size,
+        **shape,
     )
 
 
@@ -199,6 +211,8 @@ def _activation_bytes(layer: LayerSpec, degree: int, precision: Precision) -> in
             return 4 * boundary + (5 * boundary + 3 * inner) // degree
         case Head():
             return 2 * boundary + 2 * boundary * layer.vocabulary_size // (layer.hidden_size * degree)
+        case Patches() | Merge():
+            return activation_bytes(layer, tensor_degree=degree, precision=precision)
 
 
 def _link_samples(collective: Collective, size: int, crosses: bool) -> tuple[LinkSample, ...]:  # noqa: FBT001

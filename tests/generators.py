@@ -1,19 +1,25 @@
 """Hypothesis generators of valid values: models, clusters, problems, and random plans that can run."""
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 from hypothesis import strategies as generate
 
 import builders
+import instances
 from galvatron_planner import families
 from galvatron_planner.dimensions import refusal
 from galvatron_planner.model import Family, LayerSpec, ModelSpec
 from galvatron_planner.plan import Plan
-from galvatron_planner.problem import PlanningProblem, Schedule, SearchDimension, SearchLimits
+from galvatron_planner.problem import BatchRange, PlanningProblem, Schedule, SearchDimension, SearchLimits
 from galvatron_planner.space import compositions
 from galvatron_planner.strategy import LayerStrategy
 
+Choice = TypeVar("Choice")
+
 MODELS = generate.builds(
     builders.model,
-    generate.sampled_from(Family),
+    generate.sampled_from(families.TRAINABLE_FAMILIES),
     hidden_size=generate.sampled_from([32, 64]),
     num_layers=generate.integers(1, 4),
     num_heads=generate.just(4),
@@ -22,6 +28,17 @@ MODELS = generate.builds(
     vocabulary_size=generate.sampled_from([64, 67]),
 )
 """Models of a few thousand parameters; some refuse tensor degree 4."""
+
+EVERY_MODEL = generate.one_of(
+    MODELS,
+    generate.builds(
+        builders.model,
+        generate.sampled_from(sorted(set(Family) - set(families.TRAINABLE_FAMILIES))),
+        num_layers=generate.integers(1, 4),
+        feed_forward_size=generate.sampled_from([64, 96]),
+    ),
+)
+"""Models of every family, also of those that can only be planned."""
 
 LIMITS = generate.builds(
     SearchLimits,
@@ -61,9 +78,15 @@ def plans(
 
 
 @generate.composite
-def problems(draw: generate.DrawFn, max_devices: int = 4, *, limits: SearchLimits | None = None) -> PlanningProblem:
+def problems(
+    draw: generate.DrawFn,
+    max_devices: int = 4,
+    *,
+    limits: SearchLimits | None = None,
+    models: generate.SearchStrategy[ModelSpec] = MODELS,
+) -> PlanningProblem:
     """Small problems whose memory binds as often as it does not; some have no plan."""
-    spec = draw(MODELS)
+    spec = draw(models)
     num_devices = draw(generate.sampled_from([n for n in (1, 2, 4, 8) if n <= max_devices]))
     memory = draw(generate.integers(50_000, 4_000_000))
     on = builders.cluster(num_devices, device_memory_bytes=memory)
@@ -80,27 +103,46 @@ def problems(draw: generate.DrawFn, max_devices: int = 4, *, limits: SearchLimit
 
 
 @generate.composite
-def tiny_problems(draw: generate.DrawFn) -> PlanningProblem:
-    """Problems small enough to enumerate every plan: one block on four devices, or two on two."""
-    num_layers, num_devices = draw(generate.sampled_from([(1, 1), (1, 2), (1, 4), (2, 2)]))
+def small_problems(draw: generate.DrawFn, *, max_plans: int = instances.MAX_PLANS) -> PlanningProblem:
+    """Problems that are hard on purpose, with no more plans than can all be looked at."""
+    return instances.small_problem(_picking(draw), max_plans=max_plans)
+
+
+@generate.composite
+def odd_problems(draw: generate.DrawFn, max_devices: int = 64) -> PlanningProblem:
+    """Problems that nobody would pose: odd heads, prime batches, no memory or all of it, up to many devices."""
+    num_heads = draw(generate.sampled_from([1, 2, 3, 5, 7, 8]))
     spec = builders.model(
-        draw(generate.sampled_from(Family)),
-        num_layers=num_layers,
-        num_key_value_heads=draw(generate.sampled_from([2, 4])),
-        vocabulary_size=draw(generate.sampled_from([64, 67, 300])),
+        draw(generate.sampled_from(families.TRAINABLE_FAMILIES)),
+        hidden_size=num_heads * draw(generate.sampled_from([2, 6, 10, 32])),
+        num_layers=draw(generate.integers(1, 12)),
+        num_heads=num_heads,
+        num_key_value_heads=draw(generate.sampled_from([n for n in range(1, num_heads + 1) if num_heads % n == 0])),
+        feed_forward_size=draw(generate.integers(1, 300)),
+        sequence_length=draw(generate.integers(1, 40)),
+        vocabulary_size=draw(generate.integers(1, 5000)),
     )
-    memory = draw(generate.integers(50_000, 1_500_000))
-    on = builders.cluster(num_devices, device_memory_bytes=memory)
-    slowdowns = generate.sampled_from([1.0, 1.25, 2.0])
-    measured = builders.profile(
+    num_devices = draw(generate.sampled_from([2**k for k in range(max_devices.bit_length())]))
+    on = builders.cluster(
+        num_devices,
+        num_nodes=draw(generate.sampled_from([2**k for k in range(num_devices.bit_length())])),
+        device_memory_bytes=draw(generate.one_of(generate.integers(1, 3_000_000), generate.just(1 << 50))),
+    )
+    minimum = draw(generate.sampled_from([1, 2, 7, 8, 13, 31, 64]))
+    return builders.problem(
         spec,
         on,
-        flops_per_second=draw(generate.sampled_from([1e9, 1e10, 1e12])),
-        computation_slowdown=draw(slowdowns),
-        communication_slowdown=draw(slowdowns),
+        batch=BatchRange(minimum=minimum, maximum=minimum + draw(generate.integers(0, 5))),
+        limits=draw(LIMITS),
+        measured=builders.profile(spec, on, micro_batch_sizes=draw(generate.sampled_from([(1,), (1, 2), (2, 64)]))),
     )
-    batch = draw(generate.sampled_from([1, 2, 4]))
-    return builders.problem(spec, on, batch=batch, limits=draw(LIMITS), measured=measured)
+
+
+def _picking(draw: generate.DrawFn) -> instances.Pick:
+    def pick(options: Sequence[Choice]) -> Choice:
+        return draw(generate.sampled_from(options))
+
+    return pick
 
 
 def _admitted(layer: LayerSpec, num_devices: int, micro_batch_size: int) -> list[LayerStrategy]:

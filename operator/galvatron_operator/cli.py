@@ -6,6 +6,7 @@ What is wrong is told in two lines, problem and remedy, with exit code 1; an int
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,25 +14,31 @@ import typer
 import yaml
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 
-from galvatron_operator import local, terminal
+from galvatron_operator import convert, explaining, local, terminal, whatif
 from galvatron_operator.api import GalvatronJob
-from galvatron_operator.decide.profiling import request_of
+from galvatron_operator.decide.profiling import profile_from_catalogue, request_of
 from galvatron_operator.manifests.rendering import render_job
 from galvatron_operator.rundirectory import RunDirectory, stored
 from galvatron_operator.settings import Settings
 from galvatron_operator.supervised import check_port, free_port
+from galvatron_operator.whatif import AnswerFiles, Lists, Question
 from galvatron_planner.errors import GalvatronError, InvalidInput
 from galvatron_planner.explain import explain as explain_text
 from galvatron_planner.families import layers
+from galvatron_planner.model import Precision
 from galvatron_planner.plan import Plan
-from galvatron_planner.search.report import SearchReport
+from galvatron_planner.problem import Algorithm
+from galvatron_planner.sensitivity import effect
 from galvatron_planner.units import format_bytes
+from galvatron_planner.whatif import ALGORITHMS, Answer, answer, tables
 from galvatron_planner.workload import num_parameters
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="State a Transformer and a GPU budget; get the plan."
 )
+app.add_typer(convert.app, name="convert")
 console = Console()
 
 JobFile = Annotated[Path, typer.Argument(help="A GalvatronJob, as kubectl apply takes it.", metavar="JOB.YAML")]
@@ -46,18 +53,27 @@ PortOption = Annotated[
     ),
 ]
 
+PlanOption = Annotated[Path | None, typer.Option("--plan", help="A plan.json to take instead of searching one.")]
+
 
 @app.command()
-def run(job_file: JobFile, *, directory: DirectoryOption = None, port: PortOption = None) -> None:
+def run(
+    job_file: JobFile,
+    *,
+    plan_file: PlanOption = None,
+    directory: DirectoryOption = None,
+    port: PortOption = None,
+) -> None:
     """Profile, plan and train on this machine; again in the same directory: go on."""
     job = local.load(job_file)
+    fixed = None if plan_file is None else _plan_in(plan_file)
     files = _run_directory(job, directory)
     chosen_port = _port(job, port)
     view = terminal.PhaseView(console)
     with _interruptible(), files.locked():
         console.print(f"{_describe(job)}\nfiles in {files.path}, metrics on http://127.0.0.1:{chosen_port}/metrics")
         with view.showing():
-            planned = local.plan(job, files, port=chosen_port, listener=view)
+            planned = local.plan(job, files, port=chosen_port, listener=view, fixed=fixed)
             trained = local.train(
                 job, planned.plan, files, data_root=job_file.resolve().parent, port=chosen_port, listener=view
             )
@@ -68,27 +84,81 @@ def run(job_file: JobFile, *, directory: DirectoryOption = None, port: PortOptio
 
 
 @app.command()
-def plan(job_file: JobFile, *, directory: DirectoryOption = None, port: PortOption = None) -> None:
-    """Profile, unless it was done before, and plan; do not train."""
+def plan(  # noqa: PLR0913 -- the options of a command
+    job_file: Annotated[Path | None, typer.Argument(help="A GalvatronJob.", metavar="[JOB.YAML]")] = None,
+    *,
+    model: Annotated[str, typer.Option(help="Instead of a job: a model by name, or a config.json.")] = "",
+    cluster: Annotated[str, typer.Option(help="Instead of a job: devices, for instance 2x8xa100-80gb.")] = "",
+    batch: Annotated[str, typer.Option(help="Instead of a job: global batch, N or MIN:MAX[:STEP].")] = "",
+    precision: Annotated[Precision | None, typer.Option(help="Instead of a job: number format, BF16 if not.")] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Instead of data sheets: a profile.json, for instance of galvatron convert.")
+    ] = None,
+    memory: Annotated[list[str] | None, typer.Option(help="Of each device, for instance 8Gi,12Gi.")] = None,
+    devices: Annotated[list[str] | None, typer.Option(help="In all, for instance 8,16.")] = None,
+    algorithm: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(ALGORITHMS)}.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where tables, chart and plans of all budgets go.")] = None,
+    plan_file: PlanOption = None,
+    directory: DirectoryOption = None,
+    port: PortOption = None,
+) -> None:
+    """Profile, unless it was done before, and plan; do not train.
+
+    With --memory, --devices or --algorithm, each several times or with commas: plan for every budget and compare.
+    """
+    lists = Lists.parse(memory=memory or (), devices=devices or (), algorithm=algorithm or ())
+    answers = None if output is None else AnswerFiles(output.resolve())
+    if answers is not None:
+        answers.check()
+    compares = job_file is None or answers is not None or not lists.is_empty
+    fixed = None if plan_file is None else _plan_in(plan_file, compares=compares)
+    if job_file is None:
+        known = None if profile is None else convert.read_profile(profile)
+        question = whatif.question(
+            model=model, cluster=cluster, batch=batch, precision=precision or Precision.BF16, profile=known
+        )
+        _answer(question, lists, answers)
+        return
+    if model or cluster or batch or precision or profile:
+        raise InvalidInput(
+            "a job states model, cluster, batch and precision itself, and is measured",
+            remedy="leave those options out, or the job",
+        )
     job = local.load(job_file)
     files = _run_directory(job, directory)
     view = terminal.PhaseView(console)
     with _interruptible(), files.locked(), view.showing():
-        planned = local.plan(job, files, port=_port(job, port), listener=view)
+        if answers is not None or not lists.is_empty:
+            problem = local.problem(job, files, port=_port(job, port), listener=view)
+            _answer(Question(job.name, problem, partial(profile_from_catalogue, job)), lists, answers)
+            return
+        planned = local.plan(job, files, port=_port(job, port), listener=view, fixed=fixed)
     console.print(terminal.plan_table(planned.plan))
     console.print(terminal.baseline_table(planned.plan, planned.report))
 
 
 @app.command()
-def explain(run_directory: Annotated[Path, typer.Argument(help="Of `galvatron run` or `galvatron plan`.")]) -> None:
-    """Say why the plan of a run was chosen and what the others would cost."""
-    files = RunDirectory(run_directory)
-    chosen, report = stored(files.plan, Plan), stored(files.report, SearchReport)
-    if chosen is None or report is None:
-        raise InvalidInput(
-            f"{run_directory} holds no plan", remedy="make one with `galvatron plan job.yaml --directory ...`"
-        )
-    console.print(explain_text(chosen, report), markup=False, highlight=False, soft_wrap=True)
+def explain(
+    run_directory: Annotated[Path, typer.Argument(help="Of `galvatron run` or `galvatron plan`.")],
+    *,
+    timeline: Annotated[
+        Path | None, typer.Option(help="An HTML page to write: stages and their memory over one step.")
+    ] = None,
+    trace: Annotated[Path | None, typer.Option(help="A JSON trace of the step to write, for ui.perfetto.dev.")] = None,
+) -> None:
+    """Say why the plan of a run was chosen, what binds, and what other plans and budgets would give."""
+    run = explaining.planned(run_directory)
+    for path in explaining.draw(run, timeline=timeline, trace=trace):
+        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    with _interruptible():
+        asked = run.other_budgets
+        shown = track(asked, "searching", console=console, transient=True, disable=not console.is_terminal)
+        effects = [effect(one) for one in shown]
+    if console.is_terminal:
+        terminal.show_explanation(console, run.plan, run.report, run.seen, effects)
+    else:
+        text = explain_text(run.plan, run.report, run.seen, effects)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -148,6 +218,39 @@ def _interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; run the same command again to go on")
         raise typer.Exit(130) from None
+
+
+def _answer(question: Question, lists: Lists, files: AnswerFiles | None) -> None:
+    """Plan for every budget, writing as it goes, and show what came of it, also of what was interrupted."""
+    problems = whatif.problems(question, lists)
+    algorithms = lists.algorithms or (Algorithm.OPTIMAL,)
+    answers: list[Answer] = []
+    try:
+        for problem in track(problems, "planning", console=console, transient=True, disable=not console.is_terminal):
+            answers.append(answer(problem, algorithms))
+            if files is not None:
+                files.write(question, answers)
+    except KeyboardInterrupt:
+        Console(stderr=True).print(f"interrupted after {len(answers)} of {len(problems)} budgets")
+        raise typer.Exit(130) from None
+    finally:
+        console.print(f"{question.title}; {question.source}", highlight=False, soft_wrap=True)
+        for table in tables(answers):
+            console.print(terminal.whatif_table(table))
+        for one in answers:
+            console.print(f"{one.budget}: {one.advice}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _plan_in(path: Path, *, compares: bool = False) -> Plan:
+    if compares:
+        raise InvalidInput(
+            "--plan is for one job on its own devices",
+            remedy="name the job, and leave out --memory, --devices, --algorithm and --output",
+        )
+    found = stored(path, Plan)
+    if found is None:
+        raise InvalidInput(f"there is no file {path}", remedy="name a plan.json, as a run directory holds it")
+    return found
 
 
 def _run_directory(job: GalvatronJob, directory: Path | None) -> RunDirectory:

@@ -140,7 +140,7 @@ class Operator:
 
     def _search_done(self, key: JobKey, outcome: SearchOutcome) -> None:
         result = "PlanFound" if outcome.problem is None else outcome.problem.value
-        self.metrics.search_seconds.labels(result).observe(outcome.seconds)
+        self.metrics.search_seconds.labels(outcome.algorithm, result).observe(outcome.seconds)
         self.look_at(key)
 
     async def _resync(self) -> None:

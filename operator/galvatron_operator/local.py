@@ -17,14 +17,16 @@ import yaml
 
 from galvatron_operator import torchrun
 from galvatron_operator.api import GalvatronJob, ProfilingPolicy, parse, training_spec
+from galvatron_operator.decide.profiling import profile_from_catalogue
 from galvatron_operator.rundirectory import RunDirectory, stored
 from galvatron_operator.supervised import free_port, supervise
 from galvatron_operator.torchrun import Launch
 from galvatron_planner.cluster import Cluster
 from galvatron_planner.errors import InvalidInput
 from galvatron_planner.plan import Plan
-from galvatron_planner.problem import PlanningProblem
-from galvatron_planner.profiles import Profile, ProfileRequest
+from galvatron_planner.problem import Algorithm, PlanningProblem
+from galvatron_planner.profiles import Profile, ProfileRequest, ProfileSource
+from galvatron_planner.search.fixed import price_fixed
 from galvatron_planner.search.optimizer import search
 from galvatron_planner.search.report import SearchReport
 from galvatron_planner.search.request import profile_request
@@ -94,14 +96,46 @@ def local_cluster(job: GalvatronJob) -> Cluster:
     )
 
 
-def plan(job: GalvatronJob, directory: RunDirectory, *, port: int, listener: Listener) -> Planned:
-    """Profile, unless the directory holds the answer, and search.
+def planned_cluster(job: GalvatronJob) -> Cluster:
+    """The devices to plan for: this machine's, or with data sheets instead of measurements, the job's own nodes."""
+    return job.cluster if _uses_data_sheets(job) else local_cluster(job)
+
+
+def plan(
+    job: GalvatronJob, directory: RunDirectory, *, port: int, listener: Listener, fixed: Plan | None = None
+) -> Planned:
+    """Profile, unless the directory or the catalogue holds the answer, and search, or price the plan that is given.
 
     Raises:
+        InvalidInput: when the job needs a plan and none is given, or the plan is for something else.
         NoFeasiblePlan: when nothing fits the budget.
         WorkerFailed: when profiling failed.
     """
-    cluster = local_cluster(job)
+    if fixed is None and job.spec.search.algorithm is Algorithm.FIXED:
+        raise InvalidInput(
+            "spec.search.algorithm is Fixed, and there are no ConfigMaps here",
+            remedy="bring the plan with `galvatron run --plan plan.json`",
+        )
+    asked = problem(job, directory, port=port, listener=listener)
+    listener.start("plan", "searching strategies" if fixed is None else "pricing the plan that was given")
+    solution = search(asked) if fixed is None else price_fixed(asked, fixed)
+    directory.plan.write_text(solution.plan.to_json())
+    directory.report.write_text(solution.report.to_json())
+    estimate = solution.plan.estimate
+    listener.end(
+        f"{solution.plan.summary}: {format_seconds(estimate.step_seconds)}/step,"
+        f" {format_bytes(estimate.peak_bytes)} per device"
+    )
+    return Planned(solution.plan, solution.report)
+
+
+def problem(job: GalvatronJob, directory: RunDirectory, *, port: int, listener: Listener) -> PlanningProblem:
+    """Profile, unless the directory or the catalogue holds the answer, and pose what the job asks.
+
+    Raises:
+        WorkerFailed: when profiling failed.
+    """
+    cluster = planned_cluster(job)
     request = profile_request(
         job.model,
         cluster,
@@ -111,7 +145,7 @@ def plan(job: GalvatronJob, directory: RunDirectory, *, port: int, listener: Lis
         runtime_version=version("galvatron-operator"),
     )
     profile = _profile(job, request, directory, port=port, listener=listener)
-    problem = PlanningProblem(
+    return PlanningProblem(
         model=job.model,
         precision=job.precision,
         cluster=cluster,
@@ -119,16 +153,6 @@ def plan(job: GalvatronJob, directory: RunDirectory, *, port: int, listener: Lis
         limits=job.limits,
         profile=profile,
     )
-    listener.start("plan", "searching strategies")
-    solution = search(problem)
-    directory.plan.write_text(solution.plan.to_json())
-    directory.report.write_text(solution.report.to_json())
-    estimate = solution.plan.estimate
-    listener.end(
-        f"{solution.plan.summary}: {format_seconds(estimate.step_seconds)}/step,"
-        f" {format_bytes(estimate.peak_bytes)} per device"
-    )
-    return Planned(solution.plan, solution.report)
 
 
 def train(
@@ -157,7 +181,7 @@ def train(
     arguments = torchrun.training_arguments(plan_path=str(directory.plan), training_path=str(directory.training))
     _supervise(
         job,
-        _launch(job, chosen.cluster, "train", directory, arguments=arguments, port=port),
+        _launch(job, local_cluster(job), "train", directory, arguments=arguments, port=port),
         log=directory.log("train"),
         on_status=on_status,
     )
@@ -169,8 +193,10 @@ def train(
 def _profile(
     job: GalvatronJob, request: ProfileRequest, directory: RunDirectory, *, port: int, listener: Listener
 ) -> Profile:
+    if _uses_data_sheets(job):
+        return _read_data_sheets(job, request, directory, listener)
     known = stored(directory.profile, Profile)
-    cached = known is not None and known.request_digest == request.digest()
+    cached = known is not None and known.request_digest == request.digest() and known.source is ProfileSource.MEASURED
     if known is not None and cached and job.spec.profiling.policy is ProfilingPolicy.IF_NOT_CACHED:
         listener.start("profile", "reading the measurements of an earlier run")
         listener.end(f"measured before on {known.device_name}, {directory.profile}")
@@ -191,6 +217,22 @@ def _profile(
     )
     profile = Profile.from_json(directory.profile.read_text())
     listener.end(f"measured on {profile.device_name}")
+    return profile
+
+
+def _uses_data_sheets(job: GalvatronJob) -> bool:
+    return job.spec.profiling.policy is ProfilingPolicy.NEVER
+
+
+def _read_data_sheets(
+    job: GalvatronJob, request: ProfileRequest, directory: RunDirectory, listener: Listener
+) -> Profile:
+    """Work the profile out; training by the plan runs on whatever devices this machine has, at their own speed."""
+    listener.start("profile", "reading data sheets; nothing is measured, also where this machine has other devices")
+    profile = profile_from_catalogue(job, request)
+    directory.profile.write_text(profile.to_json())
+    nodes = f"{request.num_nodes} x {request.devices_per_node}"
+    listener.end(f"{profile.source.caveat}: {nodes} {profile.device_name}")
     return profile
 
 

@@ -38,8 +38,8 @@ class OperatorMetrics:
         )
         self.search_seconds = Histogram(
             "galvatron_search_duration_seconds",
-            "Duration of a search for a plan, by outcome.",
-            ("outcome",),
+            "Duration of a search for a plan, by algorithm and outcome.",
+            ("algorithm", "outcome"),
             buckets=(0.1, 0.3, 1, 3, 10, 30, 100, 300, 900),
             registry=registry,
         )

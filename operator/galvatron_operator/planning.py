@@ -15,9 +15,10 @@ from multiprocessing.context import SpawnProcess
 from galvatron_operator.decide import SearchOrder, SearchOutcome, SearchProblem
 from galvatron_operator.reconcile import JobKey
 from galvatron_planner.documents import Digest
-from galvatron_planner.errors import GalvatronError, NoFeasiblePlan
+from galvatron_planner.errors import GalvatronError, InvalidPlan, NoFeasiblePlan
 from galvatron_planner.plan import Plan
 from galvatron_planner.problem import PlanningProblem
+from galvatron_planner.search.fixed import price_fixed
 from galvatron_planner.search.optimizer import search
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class SearchProcesses:
 
     def start(self, key: JobKey, order: SearchOrder) -> None:
         """Search for a job, unless this very search is going on or has ended; the job's former search is dropped."""
-        digest = order.problem.digest()
+        digest = order.digest
         known = self._searches.get(key)
         if known is not None and known.digest == digest:
             return
@@ -98,8 +99,9 @@ class SearchProcesses:
             del self._searches[key]
             return
         outcome = SearchOutcome(
-            problem_digest=digest,
+            digest=digest,
             seconds=seconds,
+            algorithm=order.problem.limits.algorithm,
             plan=Plan.from_json(answer.plan) if answer.plan else None,
             report=answer.report,
             problem=answer.problem,
@@ -114,7 +116,8 @@ async def _search_in_process(order: SearchOrder) -> _Answer:
     # Spawned, not forked: a fork would copy the locks of the operator's threads.
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(order.problem.to_json(), sender), daemon=True)
+    fixed_plan = "" if order.fixed_plan is None else order.fixed_plan.to_json()
+    process = context.Process(target=_answer, args=(order.problem.to_json(), fixed_plan, sender), daemon=True)
     process.start()
     sender.close()
     try:
@@ -144,17 +147,20 @@ def _receive(receiver: Connection, process: SpawnProcess) -> _Answer:
     return _Answer(problem=SearchProblem.FAILED, message=f"{problem}; {remedy}")
 
 
-def _answer(problem: str, sender: Connection) -> None:
+def _answer(problem: str, fixed_plan: str, sender: Connection) -> None:
     """Search, in the process of its own."""
     with sender:
-        sender.send(_search(PlanningProblem.from_json(problem)))
+        plan = Plan.from_json(fixed_plan) if fixed_plan else None
+        sender.send(_search(PlanningProblem.from_json(problem), plan))
 
 
-def _search(problem: PlanningProblem) -> _Answer:
+def _search(problem: PlanningProblem, fixed_plan: Plan | None) -> _Answer:
     try:
-        solution = search(problem)
+        solution = search(problem) if fixed_plan is None else price_fixed(problem, fixed_plan)
     except NoFeasiblePlan as error:
         return _Answer(problem=SearchProblem.NO_FEASIBLE_PLAN, message=str(error))
+    except InvalidPlan as error:
+        return _Answer(problem=SearchProblem.INVALID_PLAN, message=str(error))
     except GalvatronError as error:
         return _Answer(problem=SearchProblem.FAILED, message=str(error))
     return _Answer(plan=solution.plan.to_json(), report=solution.report.to_json())

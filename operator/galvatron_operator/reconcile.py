@@ -22,6 +22,7 @@ from galvatron_operator.decide import (
     SearchOrder,
     SearchOutcome,
     decide,
+    fixed_plan_to_look_up,
     profile_to_look_up,
     reference,
     reject,
@@ -147,6 +148,7 @@ async def observe(key: JobKey, body: Manifest, ports: Ports, *, settings: Settin
     )
     children = tuple(child for found in lists for child in found)
     cached = profile_to_look_up(body, children, settings=settings)
+    fixed = fixed_plan_to_look_up(body, children)
     pods = [child for child in children if child["kind"] == Kind.POD and child.get("status", {}).get("podIP")]
     answers = await asyncio.gather(*(ports.workers.status(*_address(pod)) for pod in pods))
     reports = {pod["metadata"]["name"]: answer for pod, answer in zip(pods, answers, strict=True) if answer is not None}
@@ -156,6 +158,7 @@ async def observe(key: JobKey, body: Manifest, ports: Ports, *, settings: Settin
         reports=reports,
         result=await _result(pods, reports, ports.workers),
         search=ports.searches.outcome(key),
+        fixed_plan=await ports.cluster.get(fixed) if fixed is not None else None,
     )
 
 

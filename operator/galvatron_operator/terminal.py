@@ -1,17 +1,27 @@
 """What people see in a terminal: phases with progress while a local run works, tables of plans when it is done."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBars
 from rich.table import Table
 
+from galvatron_planner import whatif as whatifs
+from galvatron_planner.explain import headline, reasons, sections, texts
+from galvatron_planner.insight import Insight
 from galvatron_planner.plan import Plan, summarize_strategies
 from galvatron_planner.search.report import Baseline, SearchReport
+from galvatron_planner.sensitivity import Effect
 from galvatron_planner.units import format_bytes, format_seconds
 from galvatron_planner.worker import Progress
+
+RIGHT_ALIGNED = frozenset(
+    ("micro batch", "peak", "full", "step", "samples per second", "speedup", "amount", "share", "gain")
+)
+"""Columns of an explanation that hold numbers."""
 
 
 class PhaseView:
@@ -84,7 +94,8 @@ def describe_progress(progress: Progress) -> str:
 
 def plan_table(plan: Plan) -> Table:
     """The plan, one row a stage."""
-    table = Table(title=f"Plan: {plan.summary}", title_justify="left", title_style="bold")
+    table = Table(title=f"Plan: {plan.summary}", title_justify="left", title_style="bold", caption_justify="left")
+    table.caption = plan.estimate.source.caveat
     for column in ("stage", "devices", "layers", "strategies, first to last layer", "peak memory"):
         table.add_column(column)
     rows = zip(plan.stages, plan.first_layers, plan.estimate.stage_peak_bytes, strict=True)
@@ -140,13 +151,47 @@ def baseline_table(plan: Plan, report: SearchReport) -> Table:
     return table
 
 
+def show_explanation(
+    console: Console, plan: Plan, report: SearchReport, seen: Insight | None, effects: Sequence[Effect]
+) -> None:
+    """Print what ``explain.explain`` says as tables."""
+    first, *others = headline(plan).splitlines()
+    console.print(f"[bold]{escape(first)}[/bold]", *map(escape, others), sep="\n", highlight=False)
+    for reason in reasons(plan, report, seen):
+        console.print(f"- {escape(reason)}", highlight=False)
+    for title, rows in sections(plan, report, seen, effects):
+        names, *lines = texts(rows)
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for name in names:
+            table.add_column(name, justify="right" if name in RIGHT_ALIGNED else "left")
+        for line in lines:
+            table.add_row(*map(escape, line))
+        console.print(table)
+
+
+def whatif_table(whatif: whatifs.Table) -> Table:
+    """What algorithms and baselines make of every budget; the highest throughput of each is bold."""
+    table = Table(title=whatif.title, min_width=len(whatif.title), title_justify="left", title_style="bold")
+    table.add_column("")
+    for column in whatif.columns:
+        table.add_column(column, justify="right")
+    for name, *cells in whatif.rows:
+        shown = (
+            f"[bold]{cell}[/bold]" if name in best else cell for cell, best in zip(cells, whatif.best, strict=True)
+        )
+        table.add_row(name, *shown)
+    return table
+
+
 def _baseline_cells(baseline: Baseline, plan: Plan) -> tuple[str, str, str]:
     best = baseline.plan
     if best is not None:
         # Throughput, not step time: a searched batch range gives plans of different batch sizes.
         factor = plan.estimate.samples_per_second / best.samples_per_second
-        slower = f"{factor:.2f}x slower" if factor > 1.005 else "as fast"
-        return format_seconds(best.step_seconds), format_bytes(best.peak_bytes), slower
+        # Faster than the plan: where a published algorithm chose it, or its user.
+        apart = f"{factor:.2f}x slower" if factor > 1 else f"{1 / factor:.2f}x faster"
+        compared = "as fast" if abs(factor - 1) <= 0.005 else apart
+        return format_seconds(best.step_seconds), format_bytes(best.peak_bytes), compared
     if baseline.needed_bytes is None:
-        return "-", "-", "impossible for this model"
+        return "-", "-", "impossible for this model and batch"
     return "-", f"needs {format_bytes(baseline.needed_bytes)}", "does not fit"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from galvatron_planner.cluster import DeviceKind, Group
-from galvatron_planner.model import Block, Embedding, Head, LayerSpec, Precision
+from galvatron_planner.model import Block, Embedding, Head, LayerSpec, Merge, Patches, Precision
 from galvatron_planner.profiles import Collective
 from galvatron_planner.strategy import Dimension, LayerStrategy
-from galvatron_planner.workload import Parameter, boundary_bytes, parameters
+from galvatron_planner.workload import Parameter, boundary_bytes, memory_bytes, parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,10 @@ def refusal(layer: LayerSpec, strategy: LayerStrategy) -> str | None:
                 return f"checkpointing the {layer.kind} saves nothing: it keeps little more than its input"
             if strategy.tensor_degree > layer.vocabulary_size:
                 return f"vocabulary {layer.vocabulary_size} is smaller than tensor degree {strategy.tensor_degree}"
+            return None
+        case Patches():
+            return "checkpointing the patches saves nothing: they come from the data" if strategy.checkpoint else None
+        case Merge():
             return None
         case _:
             assert_never(layer)
@@ -128,18 +132,32 @@ def _shard_elements(parameter: Parameter, tensor_degree: int, shards: int) -> in
 def _tensor_communication(
     layer: LayerSpec, group: Group, local_samples: int, precision: Precision
 ) -> LayerCommunication:
-    """List the all-reduces of Megatron-LM (Shoeybi et al. 2019, section 3), vocabulary-parallel at both ends."""
+    """List the all-reduces of Megatron-LM (Shoeybi et al. 2019, section 3), vocabulary-parallel at both ends.
+
+    Every device projects all patches and merges all tokens: both hold less than a block, and are not split.
+    """
     hidden = Communication(Collective.ALL_REDUCE, group, local_samples * boundary_bytes(layer, precision))
     match layer:
         case Embedding():
             return LayerCommunication(forward=(hidden,))
-        case Block():
+        case Patches() | Merge():
+            return LayerCommunication()
+        case Block(memory_length=0):
             return LayerCommunication(forward=(hidden, hidden), backward=(hidden, hidden), recomputed=(hidden, hidden))
+        case Block():
+            # Three parts, and every device has only its heads' share of the gradient of the encoder's output.
+            memory = Communication(Collective.ALL_REDUCE, group, local_samples * memory_bytes(layer, precision))
+            return LayerCommunication(
+                forward=(hidden,) * 3, backward=(hidden,) * 3 + (memory,), recomputed=(hidden,) * 3
+            )
         case Head():
-            # Maximum, sum of exponentials and the target's score, one number a token each, not below FP32.
-            per_token = local_samples * layer.sequence_length * max(4, precision.activation_bytes)
-            small = Communication(Collective.ALL_REDUCE, group, per_token)
-            return LayerCommunication(forward=(small, small, small), backward=(hidden,))
+            # Maximum, sum of exponentials and the target's score, one number each, not below FP32.
+            scores = local_samples * layer.num_classified * max(4, precision.activation_bytes)
+            small = Communication(Collective.ALL_REDUCE, group, scores)
+            gradient = local_samples * layer.num_classified * layer.hidden_size * precision.activation_bytes
+            return LayerCommunication(
+                forward=(small, small, small), backward=(Communication(Collective.ALL_REDUCE, group, gradient),)
+            )
         case _:
             assert_never(layer)
 

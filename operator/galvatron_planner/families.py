@@ -1,48 +1,161 @@
 """THE TABLE family -> layers: the only place that knows what a family's layers look like."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import assert_never
 
 from galvatron_planner.model import (
+    Attention,
     Block,
     Embedding,
     Family,
     Head,
     LayerSpec,
+    Merge,
     Mlp,
     ModelSpec,
     Normalization,
+    Patches,
+    Pooling,
     Positions,
 )
+from galvatron_planner.workload import parameters
+
+NUM_CHANNELS = 3
+"""Of images."""
+_VOCABULARY_TABLES = frozenset({"tokens.weight", "projection.weight"})
+_DISTANCE_TABLES = frozenset({"relative_bias.weight"})
 
 
 @dataclass(frozen=True, slots=True)
 class FamilyRules:
-    """What distinguishes the blocks of one family from those of another."""
+    """What distinguishes one family from another.
+
+    Attributes:
+        norm, mlp, positions, bias, query_bias, attention, post_norm: as in :class:`Block`.
+        trainable: whether the runtime trains the family; the others can be planned.
+        shared: names of parameters that the published model holds once. Every layer has its own here, as in training.
+    """
 
     norm: Normalization
     mlp: Mlp
     positions: Positions
     bias: bool
+    query_bias: bool = False
+    attention: Attention = Attention.CAUSAL
+    post_norm: bool = False
+    trainable: bool = False
+    shared: tuple[frozenset[str], ...] = ()
 
 
 FAMILIES: dict[Family, FamilyRules] = {
-    # Radford et al. 2019: pre-norm blocks, learned positions.
-    Family.GPT: FamilyRules(Normalization.LAYER_NORM, Mlp.GELU, Positions.LEARNED, bias=True),
+    # Radford et al. 2019: pre-norm blocks, learned positions. Its tables are shared; ours are not.
+    Family.GPT: FamilyRules(Normalization.LAYER_NORM, Mlp.GELU, Positions.LEARNED, bias=True, trainable=True),
     # Touvron et al. 2023: RMSNorm, rotary positions, gated feed-forward, no biases.
-    Family.LLAMA: FamilyRules(Normalization.RMS_NORM, Mlp.SWIGLU, Positions.ROTARY, bias=False),
+    Family.LLAMA: FamilyRules(Normalization.RMS_NORM, Mlp.SWIGLU, Positions.ROTARY, bias=False, trainable=True),
+    # Jiang et al. 2023 (arXiv 2310.06825): LLaMA's blocks; sequences up to the sliding window see no difference.
+    Family.MISTRAL: FamilyRules(Normalization.RMS_NORM, Mlp.SWIGLU, Positions.ROTARY, bias=False, trainable=True),
+    # Yang et al. 2024 (arXiv 2407.10671, section 2.2): LLaMA's blocks with biases of queries, keys and values.
+    Family.QWEN2: FamilyRules(
+        Normalization.RMS_NORM, Mlp.SWIGLU, Positions.ROTARY, bias=False, query_bias=True, trainable=True
+    ),
+    # Devlin et al. 2019 (arXiv 1810.04805): the encoder of Vaswani et al. 2017, norms after the sums.
+    Family.BERT: FamilyRules(
+        Normalization.LAYER_NORM,
+        Mlp.GELU,
+        Positions.LEARNED,
+        bias=True,
+        attention=Attention.FULL,
+        post_norm=True,
+        shared=(_VOCABULARY_TABLES,),
+    ),
+    # Raffel et al. 2020 (arXiv 1910.10683, section 2.1): no biases, norms that only scale, one table of distances.
+    Family.T5: FamilyRules(
+        Normalization.RMS_NORM,
+        Mlp.RELU,
+        Positions.RELATIVE,
+        bias=False,
+        attention=Attention.FULL,
+        shared=(_VOCABULARY_TABLES, _DISTANCE_TABLES),
+    ),
+    # Dosovitskiy et al. 2021 (arXiv 2010.11929, section 3.1).
+    Family.VIT: FamilyRules(Normalization.LAYER_NORM, Mlp.GELU, Positions.LEARNED, bias=True, attention=Attention.FULL),
+    # Liu et al. 2021 (arXiv 2103.14030, section 3): a table of distances in every block.
+    Family.SWIN: FamilyRules(
+        Normalization.LAYER_NORM, Mlp.GELU, Positions.RELATIVE, bias=True, attention=Attention.FULL
+    ),
 }
+
+TRAINABLE_FAMILIES = tuple(family for family, rules in FAMILIES.items() if rules.trainable)
+"""What the runtime trains."""
 
 
 def layers(model: ModelSpec) -> tuple[LayerSpec, ...]:
-    """Write a model as its layers: one embedding, ``num_layers`` equal blocks, one head."""
-    rules = FAMILIES[model.family]
-    embedding = Embedding(
+    """Write a model as its layers in the order of the forward pass, the loss last."""
+    match model.family:
+        case Family.GPT | Family.LLAMA | Family.MISTRAL | Family.QWEN2:
+            return (_embedding(model), *(_block(model),) * model.num_layers, _head(model))
+        case Family.BERT:
+            embedding = _embedding(model, num_segments=2, norm=Normalization.LAYER_NORM)
+            return (embedding, *(_block(model),) * model.num_layers, _head(model, transform=True, bias=True))
+        case Family.VIT:
+            patches = _patches(model, class_token=True)
+            head = _head(model, pooling=Pooling.FIRST, bias=True)
+            return (patches, *(_block(model),) * model.num_layers, head)
+        case Family.T5:
+            return (_embedding(model), *(_block(model),) * model.num_layers, *_decoder(model))
+        case Family.SWIN:
+            return (_patches(model, norm=Normalization.LAYER_NORM), *_swin_stages(model))
+        case _:
+            assert_never(model.family)
+
+
+def num_parameters(model: ModelSpec) -> int:
+    """Count a model's parameters as its authors do: what its family shares counts once.
+
+    Layers hold (and are planned with) copies of their own, as the stages of a pipeline must: their sum is larger.
+    """
+    shared = FAMILIES[model.family].shared
+    total, counted = 0, set()
+    for layer in layers(model):
+        # T5's encoder and decoder have a table of distances each.
+        stack = layer.attention if isinstance(layer, Block) else None
+        for parameter in parameters(layer):
+            group = next((names for names in shared if parameter.name in names), None)
+            if group is None or (group, stack) not in counted:
+                total += parameter.num_elements
+            counted.add((group, stack))
+    return total
+
+
+def _embedding(
+    model: ModelSpec, *, num_segments: int = 0, norm: Normalization | None = None, memory_length: int = 0
+) -> Embedding:
+    return Embedding(
+        hidden_size=model.hidden_size,
+        sequence_length=model.decoder_sequence_length if memory_length else model.sequence_length,
+        vocabulary_size=model.vocabulary_size,
+        positions=FAMILIES[model.family].positions,
+        num_segments=num_segments,
+        norm=norm,
+        memory_length=memory_length,
+    )
+
+
+def _patches(model: ModelSpec, *, class_token: bool = False, norm: Normalization | None = None) -> Patches:
+    return Patches(
         hidden_size=model.hidden_size,
         sequence_length=model.sequence_length,
-        vocabulary_size=model.vocabulary_size,
-        positions=rules.positions,
+        patch_values=NUM_CHANNELS * model.patch_size**2,
+        class_token=class_token,
+        positions=FAMILIES[model.family].positions,
+        norm=norm,
     )
-    block = Block(
+
+
+def _block(model: ModelSpec) -> Block:
+    rules = FAMILIES[model.family]
+    return Block(
         hidden_size=model.hidden_size,
         sequence_length=model.sequence_length,
         num_heads=model.num_heads,
@@ -52,11 +165,59 @@ def layers(model: ModelSpec) -> tuple[LayerSpec, ...]:
         mlp=rules.mlp,
         positions=rules.positions,
         bias=rules.bias,
+        query_bias=rules.query_bias,
+        head_size=model.head_size,
+        attention=rules.attention,
+        post_norm=rules.post_norm,
+        window_size=model.window_size,
+        rotary_base=model.rotary_base,
     )
-    head = Head(
+
+
+def _head(model: ModelSpec, *, pooling: Pooling = Pooling.ALL, transform: bool = False, bias: bool = False) -> Head:
+    return Head(
         hidden_size=model.hidden_size,
-        sequence_length=model.sequence_length,
+        sequence_length=model.decoder_sequence_length or model.sequence_length,
         vocabulary_size=model.vocabulary_size,
-        norm=rules.norm,
+        norm=FAMILIES[model.family].norm,
+        pooling=pooling,
+        transform=transform,
+        bias=bias,
+        memory_length=model.sequence_length if model.num_decoder_layers else 0,
     )
-    return (embedding, *(block for _ in range(model.num_layers)), head)
+
+
+def _decoder(model: ModelSpec) -> tuple[LayerSpec, ...]:
+    """T5's second half: the encoder's output enters with the embedding and goes with every activation to the end."""
+    block = _block(model).model_copy(
+        update={
+            "sequence_length": model.decoder_sequence_length,
+            "attention": Attention.CAUSAL,
+            "memory_length": model.sequence_length,
+        }
+    )
+    embedding = _embedding(model, memory_length=model.sequence_length)
+    return (embedding, *(block,) * model.num_decoder_layers, _head(model))
+
+
+def _swin_stages(model: ModelSpec) -> Iterator[LayerSpec]:
+    """Stages of equal blocks with a merge between them: each has a quarter of the tokens, at twice the width."""
+    first = _block(model)
+    for stage, depth in enumerate(model.depths):
+        scale, sequence_length = 2**stage, model.sequence_length // 4**stage
+        width = first.hidden_size * scale
+        if stage:
+            yield Merge(hidden_size=width // 2, sequence_length=sequence_length * 4, norm=first.norm)
+        block = first.model_copy(
+            update={
+                "hidden_size": width,
+                "sequence_length": sequence_length,
+                "num_heads": first.num_heads * scale,
+                "num_key_value_heads": first.num_key_value_heads * scale,
+                "feed_forward_size": first.feed_forward_size * scale,
+            }
+        )
+        yield from (block,) * depth
+    yield _head(model).model_copy(
+        update={"hidden_size": width, "sequence_length": sequence_length, "pooling": Pooling.MEAN, "bias": True}
+    )

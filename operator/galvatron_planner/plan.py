@@ -15,6 +15,7 @@ from galvatron_planner.documents import Digest, Document, Value
 from galvatron_planner.errors import InvalidPlan
 from galvatron_planner.model import LayerSpec, ModelSpec, Precision
 from galvatron_planner.problem import Schedule
+from galvatron_planner.profiles import ProfileSource
 from galvatron_planner.strategy import StrategyText
 
 
@@ -33,6 +34,7 @@ class Estimate(Value):
         stage_seconds: forward plus backward of one micro-batch, per stage, communication included.
         stage_peak_bytes: peak device memory per stage, reserve included.
         bubble_ratio: share of the step in which the slowest stage waits for others.
+        source: where the numbers behind it come from.
     """
 
     step_seconds: PositiveFloat
@@ -40,6 +42,7 @@ class Estimate(Value):
     stage_seconds: tuple[NonNegativeFloat, ...]
     stage_peak_bytes: tuple[PositiveInt, ...]
     bubble_ratio: NonNegativeFloat
+    source: ProfileSource = ProfileSource.MEASURED
 
     @property
     def peak_bytes(self) -> int:

@@ -28,6 +28,19 @@ class Schedule(StrEnum):
     ONE_F_ONE_B = "1f1b"
 
 
+class Algorithm(StrEnum):
+    """How the strategies are searched; the value is what users write."""
+
+    OPTIMAL = "Optimal"
+    """All stages, cuts and strategies at once, with a lower bound that certifies the plan."""
+    GALVATRON = "Galvatron"
+    """As published in 2022 (arXiv 2211.13878): equal stages, dynamic programming over a memory grid, no CKPT."""
+    GALVATRON_BMW = "GalvatronBMW"
+    """As published in 2024 (arXiv 2307.02031): with CKPT, and stages balanced between memory and time."""
+    FIXED = "Fixed"
+    """Not at all: the user brings the plan, and it is priced (``search/fixed.py``)."""
+
+
 class BatchRange(Value):
     """Global batch sizes to choose from: ``minimum``, ``minimum + step``, ... up to ``maximum``."""
 
@@ -55,12 +68,14 @@ class SearchLimits(Value):
         max_tensor_degree: largest tensor-parallel degree.
         max_pipeline_degree: largest number of stages.
         schedule: the pipeline schedule of the plan.
+        algorithm: how it searches.
     """
 
     excluded: tuple[SearchDimension, ...] = ()
     max_tensor_degree: PositiveInt = Field(default=1 << 30)
     max_pipeline_degree: PositiveInt = Field(default=1 << 30)
     schedule: Schedule = Schedule.ONE_F_ONE_B
+    algorithm: Algorithm = Algorithm.OPTIMAL
 
     def allows(self, dimension: SearchDimension) -> bool:
         """Tell whether the search may use ``dimension``."""

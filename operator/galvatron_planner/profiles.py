@@ -4,9 +4,11 @@ A profile is made by the runtime on the very devices of the job (all of them com
 training), or taken from a cache under the digest of its request.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
+from functools import cached_property
 from itertools import pairwise
-from typing import Literal, Self
+from typing import Any, Literal, Self, assert_never
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
@@ -29,6 +31,30 @@ class Collective(StrEnum):
     """Payload: what one device holds and redistributes, including its own part."""
     POINT_TO_POINT = "point_to_point"
     """Payload: the tensor sent; the group is a pair ``stride`` ranks apart."""
+
+
+class ProfileSource(StrEnum):
+    """Where the numbers of a profile come from."""
+
+    MEASURED = "measured"
+    """By our runtime, on the devices of the job."""
+    ANALYTIC = "analytic"
+    """Worked out from data sheets: good for comparing, not for promising."""
+    IMPORTED = "imported"
+    """Measured by another system."""
+
+    @property
+    def caveat(self) -> str | None:
+        """What people must know who read an estimate; None where there is nothing to add."""
+        match self:
+            case ProfileSource.MEASURED:
+                return None
+            case ProfileSource.ANALYTIC:
+                return "estimates from data sheets, not measured"
+            case ProfileSource.IMPORTED:
+                return "estimates from measurements of another system"
+            case _:
+                assert_never(self)
 
 
 class ProfileRequest(Document):
@@ -111,6 +137,7 @@ class Profile(Document):
 
     Attributes:
         request_digest: the request that was answered.
+        source: where the numbers come from.
         device_name: as the device calls itself.
         torch_version: of the measuring runtime.
         layers: per distinct layer and tensor degree.
@@ -124,6 +151,7 @@ class Profile(Document):
 
     schema_tag: Literal["galvatron/profile/v1"] = Field(default="galvatron/profile/v1", alias="schema")
     request_digest: Digest
+    source: ProfileSource = ProfileSource.MEASURED
     device_name: str
     torch_version: str
     layers: tuple[LayerProfile, ...]
@@ -150,9 +178,9 @@ class Profile(Document):
         Raises:
             MissingMeasurement: when the profile was made for other layers or degrees.
         """
-        for candidate in self.layers:
-            if candidate.tensor_degree == tensor_degree and candidate.layer == layer:
-                return candidate
+        found = self._layers_by_shape.get((layer, tensor_degree))
+        if found is not None:
+            return found
         raise MissingMeasurement(
             f"the profile has no {layer.kind} layer of hidden size {layer.hidden_size}"
             f" at tensor degree {tensor_degree}",
@@ -165,13 +193,28 @@ class Profile(Document):
         Raises:
             MissingMeasurement: when the profile was made for another cluster.
         """
-        for candidate in self.links:
-            if candidate.collective is collective and candidate.group == group:
-                return candidate
+        found = self._links_by_group.get((collective, group))
+        if found is not None:
+            return found
         raise MissingMeasurement(
             f"the profile has no {collective} over groups of {group.size} devices {group.stride} apart",
             remedy="profile again on this cluster",
         )
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy without what was looked up in the original."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in ("_layers_by_shape", "_links_by_group"):
+            copied.__dict__.pop(name, None)
+        return copied
+
+    @cached_property
+    def _layers_by_shape(self) -> dict[tuple[LayerSpec, int], LayerProfile]:
+        return {(one.layer, one.tensor_degree): one for one in reversed(self.layers)}
+
+    @cached_property
+    def _links_by_group(self) -> dict[tuple[Collective, Group], LinkProfile]:
+        return {(one.collective, one.group): one for one in reversed(self.links)}
 
 
 def interpolate(x: float, points: tuple[tuple[float, float], ...]) -> float:

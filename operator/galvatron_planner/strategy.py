@@ -8,6 +8,7 @@ factorisations", and ``tp2-fsdp4-ckpt`` says all there is to say about a layer.
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from math import prod
 from typing import Annotated, Self, assert_never
 
@@ -111,12 +112,7 @@ class LayerStrategy:
     @property
     def layout(self) -> "Layout":
         """How the rows of the micro-batch lie on the stage's devices."""
-        tensor = self.group(Dimension.TENSOR)
-        if tensor is None:
-            return Layout(data_degree=self.data_degree, tensor_degree=1, tensor_stride=1)
-        # Where the batch is not split at all, the order of the axes makes no difference to the rows.
-        stride = tensor.stride if self.data_degree > 1 else 1
-        return Layout(data_degree=self.data_degree, tensor_degree=tensor.size, tensor_stride=stride)
+        return _layout(self)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -167,3 +163,14 @@ StrategyText = Annotated[
     WithJsonSchema({"type": "string"}),
 ]
 """A :class:`LayerStrategy` that documents hold in its text form."""
+
+
+@cache
+def _layout(strategy: LayerStrategy) -> Layout:
+    # The search asks for it again and again.
+    tensor = strategy.group(Dimension.TENSOR)
+    if tensor is None:
+        return Layout(data_degree=strategy.data_degree, tensor_degree=1, tensor_stride=1)
+    # Where the batch is not split at all, the order of the axes makes no difference to the rows.
+    stride = tensor.stride if strategy.data_degree > 1 else 1
+    return Layout(data_degree=strategy.data_degree, tensor_degree=tensor.size, tensor_stride=stride)

@@ -5,6 +5,7 @@ bytes with it, and the runtime builds, initialises, splits and saves parameters 
 """
 
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from typing import assert_never
 
@@ -13,11 +14,16 @@ from galvatron_planner.model import (
     Embedding,
     Head,
     LayerSpec,
+    Merge,
     Mlp,
     Normalization,
+    Patches,
     Positions,
     Precision,
 )
+
+DISTANCE_BUCKETS = 32
+"""Rows of a table of distances between tokens of a text (Raffel et al. 2020, arXiv 1910.10683, section 2.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +34,13 @@ class Parameter:
         name: as in the runtime's modules and in training checkpoints.
         shape: global shape.
         split_dim: the dim that tensor parallelism splits, or None when every rank holds the whole tensor.
+        num_products: vectors of one sample that the matrix multiplies; 0 for what is looked up or added.
     """
 
     name: str
     shape: tuple[int, ...]
     split_dim: int | None = None
+    num_products: int = 0
 
     @property
     def num_elements(self) -> int:
@@ -52,20 +60,47 @@ def parameters(layer: LayerSpec) -> tuple[Parameter, ...]:
     match layer:
         case Embedding():
             return _embedding_parameters(layer)
+        case Patches():
+            return _patches_parameters(layer)
         case Block():
-            return (*_attention_parameters(layer), *_mlp_parameters(layer))
+            memory = _memory_parameters(layer) if layer.memory_length else ()
+            return (*_attention_parameters(layer), *memory, *_mlp_parameters(layer))
+        case Merge():
+            merged = 4 * layer.hidden_size
+            reduction = Parameter(
+                "reduction.weight", (2 * layer.hidden_size, merged), num_products=layer.sequence_length // 4
+            )
+            return (*_norm_parameters("norm", merged, layer.norm), reduction)
         case Head():
-            vocabulary = Parameter("projection.weight", (layer.vocabulary_size, layer.hidden_size), 0)
-            return (*_norm_parameters("norm", layer.hidden_size, layer.norm), vocabulary)
+            return _head_parameters(layer)
         case _:
             assert_never(layer)
 
 
 def _embedding_parameters(layer: Embedding) -> tuple[Parameter, ...]:
-    tokens = Parameter("tokens.weight", (layer.vocabulary_size, layer.hidden_size), 0)
-    if layer.positions is Positions.ROTARY:
-        return (tokens,)
-    return (tokens, Parameter("positions.weight", (layer.sequence_length, layer.hidden_size)))
+    hidden = layer.hidden_size
+    tokens = Parameter("tokens.weight", (layer.vocabulary_size, hidden), 0)
+    places = Parameter("positions.weight", (layer.sequence_length, hidden))
+    return (
+        tokens,
+        *((places,) if layer.positions is Positions.LEARNED else ()),
+        *((Parameter("segments.weight", (layer.num_segments, hidden)),) if layer.num_segments else ()),
+        *(_norm_parameters("norm", hidden, layer.norm) if layer.norm else ()),
+        *(_norm_parameters("memory_norm", hidden, Normalization.RMS_NORM) if layer.memory_length else ()),
+    )
+
+
+def _patches_parameters(layer: Patches) -> tuple[Parameter, ...]:
+    hidden = layer.hidden_size
+    num_patches = layer.sequence_length - layer.class_token
+    places = Parameter("positions.weight", (layer.sequence_length, hidden))
+    return (
+        Parameter("projection.weight", (hidden, layer.patch_values), num_products=num_patches),
+        Parameter("projection.bias", (hidden,)),
+        *((Parameter("class_token", (1, hidden)),) if layer.class_token else ()),
+        *((places,) if layer.positions is Positions.LEARNED else ()),
+        *(_norm_parameters("norm", hidden, layer.norm) if layer.norm else ()),
+    )
 
 
 def _norm_parameters(name: str, width: int, norm: Normalization) -> tuple[Parameter, ...]:
@@ -75,8 +110,10 @@ def _norm_parameters(name: str, width: int, norm: Normalization) -> tuple[Parame
     return (weight, Parameter(f"{name}.bias", (width,)))
 
 
-def _linear_parameters(name: str, *, outputs: int, inputs: int, split_dim: int, bias: bool) -> tuple[Parameter, ...]:
-    weight = Parameter(f"{name}.weight", (outputs, inputs), split_dim)
+def _linear_parameters(
+    name: str, *, outputs: int, inputs: int, split_dim: int | None, bias: bool, num_products: int
+) -> tuple[Parameter, ...]:
+    weight = Parameter(f"{name}.weight", (outputs, inputs), split_dim, num_products)
     if not bias:
         return (weight,)
     # Splitting the inputs leaves partial sums: their bias is added once, after the reduction, by every rank.
@@ -84,29 +121,86 @@ def _linear_parameters(name: str, *, outputs: int, inputs: int, split_dim: int, 
 
 
 def _attention_parameters(layer: Block) -> tuple[Parameter, ...]:
-    hidden = layer.hidden_size
-    key_value = layer.num_key_value_heads * layer.head_size
+    distances = (2 * layer.window_size - 1) ** 2 if layer.window_size else DISTANCE_BUCKETS
+    relative = (Parameter("relative_bias.weight", (distances, layer.num_heads), 1),)
     return (
-        *_norm_parameters("attention_norm", hidden, layer.norm),
-        *_linear_parameters("query", outputs=hidden, inputs=hidden, split_dim=0, bias=layer.bias),
-        *_linear_parameters("key", outputs=key_value, inputs=hidden, split_dim=0, bias=layer.bias),
-        *_linear_parameters("value", outputs=key_value, inputs=hidden, split_dim=0, bias=layer.bias),
-        *_linear_parameters("output", outputs=hidden, inputs=hidden, split_dim=1, bias=layer.bias),
+        *_norm_parameters("attention_norm", layer.hidden_size, layer.norm),
+        *_projections(layer, prefix="", key_value_products=layer.sequence_length),
+        *(relative if layer.positions is Positions.RELATIVE else ()),
     )
+
+
+def _memory_parameters(layer: Block) -> tuple[Parameter, ...]:
+    """List the second attention of a decoder: queries from its own tokens, keys and values from the encoder's."""
+    return (
+        *_norm_parameters("memory_norm", layer.hidden_size, layer.norm),
+        *_projections(layer, prefix="memory_", key_value_products=layer.memory_length),
+    )
+
+
+def _projections(layer: Block, *, prefix: str, key_value_products: int) -> tuple[Parameter, ...]:
+    hidden, tokens = layer.hidden_size, layer.sequence_length
+    rows = (
+        ("query", layer.query_size, tokens),
+        ("key", layer.key_value_size, key_value_products),
+        ("value", layer.key_value_size, key_value_products),
+    )
+    bias = layer.bias or layer.query_bias
+    split = (
+        _linear_parameters(
+            prefix + name, outputs=size, inputs=hidden, split_dim=0, bias=bias, num_products=num_products
+        )
+        for name, size, num_products in rows
+    )
+    output = _linear_parameters(
+        prefix + "output",
+        outputs=hidden,
+        inputs=layer.query_size,
+        split_dim=1,
+        bias=layer.bias,
+        num_products=tokens,
+    )
+    return (*chain.from_iterable(split), *output)
 
 
 def _mlp_parameters(layer: Block) -> tuple[Parameter, ...]:
     hidden, inner = layer.hidden_size, layer.feed_forward_size
-    gate = (
-        _linear_parameters("gate", outputs=inner, inputs=hidden, split_dim=0, bias=layer.bias)
-        if layer.mlp is Mlp.SWIGLU
-        else ()
-    )
+
+    def linear(name: str, *, outputs: int, inputs: int, split_dim: int) -> tuple[Parameter, ...]:
+        return _linear_parameters(
+            name,
+            outputs=outputs,
+            inputs=inputs,
+            split_dim=split_dim,
+            bias=layer.bias,
+            num_products=layer.sequence_length,
+        )
+
     return (
         *_norm_parameters("mlp_norm", hidden, layer.norm),
-        *gate,
-        *_linear_parameters("up", outputs=inner, inputs=hidden, split_dim=0, bias=layer.bias),
-        *_linear_parameters("down", outputs=hidden, inputs=inner, split_dim=1, bias=layer.bias),
+        *(linear("gate", outputs=inner, inputs=hidden, split_dim=0) if layer.mlp is Mlp.SWIGLU else ()),
+        *linear("up", outputs=inner, inputs=hidden, split_dim=0),
+        *linear("down", outputs=hidden, inputs=inner, split_dim=1),
+    )
+
+
+def _head_parameters(layer: Head) -> tuple[Parameter, ...]:
+    hidden = layer.hidden_size
+
+    def linear(name: str, *, outputs: int, split_dim: int | None) -> tuple[Parameter, ...]:
+        return _linear_parameters(
+            name,
+            outputs=outputs,
+            inputs=hidden,
+            split_dim=split_dim,
+            bias=layer.bias,
+            num_products=layer.num_classified,
+        )
+
+    return (
+        *(linear("transform", outputs=hidden, split_dim=None) if layer.transform else ()),
+        *_norm_parameters("norm", hidden, layer.norm),
+        *linear("projection", outputs=layer.vocabulary_size, split_dim=0),
     )
 
 
@@ -116,25 +210,51 @@ def num_parameters(layer: LayerSpec) -> int:
 
 
 def boundary_bytes(layer: LayerSpec, precision: Precision) -> int:
-    """Bytes of one sample of the hidden activation (sequence x hidden) that enters or leaves a layer."""
+    """Bytes of one sample of the hidden activation (sequence x hidden) inside a layer."""
     return layer.sequence_length * layer.hidden_size * precision.activation_bytes
 
 
-def forward_flops(layer: LayerSpec) -> int:
-    """Multiply-adds of one sample's forward pass, counted as two operations each.
+def memory_bytes(layer: LayerSpec, precision: Precision) -> int:
+    """Bytes of one sample of the encoder's output that goes through a layer of a decoder; 0 elsewhere."""
+    if isinstance(layer, Patches | Merge):
+        return 0
+    return layer.memory_length * layer.hidden_size * precision.activation_bytes
 
-    Matrix products with parameters cost ``2 * parameters * tokens``; attention adds ``4 * S * S * H`` for the scores
-    and the weighted sum (Narayanan et al. 2021, arXiv 2104.04473, appendix; the causal half is not subtracted).
-    Look-ups, norms and activation functions are not counted.
+
+def input_bytes(layer: LayerSpec, precision: Precision) -> int:
+    """Bytes of everything that one sample brings into a layer; equal to what the layer before it puts out.
+
+    Token ids and images come from the data, not from a layer, and count nothing.
     """
-    tokens = layer.sequence_length
-    matrices = sum(p.num_elements for p in parameters(layer) if len(p.shape) == 2)
+    if isinstance(layer, Embedding | Patches):
+        return memory_bytes(layer, precision)
+    return boundary_bytes(layer, precision) + memory_bytes(layer, precision)
+
+
+def output_bytes(layer: LayerSpec, precision: Precision) -> int:
+    """Bytes of everything that one sample hands on to the next layer; nothing after the loss."""
     match layer:
-        case Embedding():
-            return 0
-        case Block():
-            return 2 * tokens * matrices + 4 * tokens * tokens * layer.hidden_size
+        case Embedding() | Patches() | Block():
+            return boundary_bytes(layer, precision) + memory_bytes(layer, precision)
+        case Merge():
+            # A quarter of the tokens at twice the width.
+            return boundary_bytes(layer, precision) // 2
         case Head():
-            return 2 * tokens * matrices
+            return 0
         case _:
             assert_never(layer)
+
+
+def forward_flops(layer: LayerSpec, *, tensor_degree: int = 1) -> int:
+    """Multiply-adds of one sample's forward pass, counted as two operations each, on one of ``tensor_degree`` devices.
+
+    Matrix products with parameters cost ``2 * parameters * tokens``; attention adds ``4 * S * S * H`` for the scores
+    and the weighted sum (Narayanan et al. 2021, arXiv 2104.04473, appendix; the causal half is not subtracted), with
+    the tokens that a token can see in place of one S. Look-ups, norms and activation functions are not counted. What
+    tensor parallelism does not split, every device computes.
+    """
+    products = sum(2 * p.local_elements(tensor_degree) * p.num_products for p in parameters(layer))
+    if not isinstance(layer, Block):
+        return products
+    seen = (layer.window_size**2 or layer.sequence_length) + layer.memory_length
+    return products + 4 * layer.sequence_length * seen * layer.query_size // tensor_degree

@@ -19,13 +19,30 @@ import torch.nn.functional as F  # noqa: N812  (the name every torch program use
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from galvatron_planner.model import Block, Embedding, Head, LayerSpec, Mlp, Normalization, Positions
+from galvatron_planner.errors import GalvatronError
+from galvatron_planner.families import TRAINABLE_FAMILIES
+from galvatron_planner.model import (
+    Attention,
+    Block,
+    Embedding,
+    Head,
+    LayerSpec,
+    Mlp,
+    Normalization,
+    Pooling,
+    Positions,
+)
 
 INITIAL_STD = 0.02
 """Standard deviation of initial weights (Radford et al. 2019)."""
 NORM_EPSILON = 1e-5
-ROTARY_BASE = 10_000.0
-"""Base of the rotary frequencies (Su et al. 2021, arXiv 2104.09864, section 3.2.2)."""
+
+TrainableLayer = Embedding | Block | Head
+"""The kinds of layers with modules; :func:`build_layer` refuses some of their shapes."""
+
+
+class UntrainableLayer(GalvatronError):
+    """A layer that can be planned, but has no module yet."""
 
 
 class TensorGroup(Protocol):
@@ -130,7 +147,7 @@ class LayerModule(nn.Module):
         tensor_group: where split results meet; replaced when the parameters are split.
     """
 
-    def __init__(self, layer: LayerSpec) -> None:
+    def __init__(self, layer: TrainableLayer) -> None:
         super().__init__()
         self.layer = layer
         self.tensor_group: TensorGroup = NoCollectives()
@@ -174,15 +191,14 @@ class BlockLayer(LayerModule):
 
     def __init__(self, layer: Block) -> None:
         super().__init__(layer)
-        hidden, inner = layer.hidden_size, layer.feed_forward_size
-        key_value = layer.num_key_value_heads * layer.head_size
+        hidden, inner, query_bias = layer.hidden_size, layer.feed_forward_size, layer.bias or layer.query_bias
         self.head_size = layer.head_size
-        self.rotary = layer.positions is Positions.ROTARY
+        self.rotary_base = layer.rotary_base if layer.positions is Positions.ROTARY else None
         self.attention_norm = _norm(hidden, layer.norm)
-        self.query = Linear(inputs=hidden, outputs=hidden, bias=layer.bias)
-        self.key = Linear(inputs=hidden, outputs=key_value, bias=layer.bias)
-        self.value = Linear(inputs=hidden, outputs=key_value, bias=layer.bias)
-        self.output = Linear(inputs=hidden, outputs=hidden, bias=layer.bias)
+        self.query = Linear(inputs=hidden, outputs=layer.query_size, bias=query_bias)
+        self.key = Linear(inputs=hidden, outputs=layer.key_value_size, bias=query_bias)
+        self.value = Linear(inputs=hidden, outputs=layer.key_value_size, bias=query_bias)
+        self.output = Linear(inputs=layer.query_size, outputs=hidden, bias=layer.bias)
         self.mlp_norm = _norm(hidden, layer.norm)
         self.gate = Linear(inputs=hidden, outputs=inner, bias=layer.bias) if layer.mlp is Mlp.SWIGLU else None
         self.up = Linear(inputs=hidden, outputs=inner, bias=layer.bias)
@@ -197,8 +213,8 @@ class BlockLayer(LayerModule):
         query_BNSD = self._heads(self.query(x))
         key_BNSD = self._heads(self.key(x))
         value_BNSD = self._heads(self.value(x))
-        if self.rotary:
-            query_BNSD, key_BNSD = rotate(query_BNSD), rotate(key_BNSD)
+        if self.rotary_base is not None:
+            query_BNSD, key_BNSD = rotate(query_BNSD, self.rotary_base), rotate(key_BNSD, self.rotary_base)
         grouped = query_BNSD.shape[1] != key_BNSD.shape[1]
         mixed_BNSD = F.scaled_dot_product_attention(
             query_BNSD, key_BNSD, value_BNSD, is_causal=True, enable_gqa=grouped
@@ -243,16 +259,31 @@ class HeadLayer(LayerModule):
 
 
 def build_layer(layer: LayerSpec) -> LayerModule:
-    """Build a layer on torch's current default device and dtype, with usable initial values."""
+    """Build a layer on torch's current default device and dtype, with usable initial values.
+
+    Raises:
+        UntrainableLayer: when it belongs to a family that can only be planned.
+    """
     match layer:
-        case Embedding():
+        case Embedding(num_segments=0, norm=None, memory_length=0):
             return EmbeddingLayer(layer)
-        case Block():
+        case Block(
+            attention=Attention.CAUSAL,
+            post_norm=False,
+            window_size=0,
+            memory_length=0,
+            positions=Positions.LEARNED | Positions.ROTARY,
+            mlp=Mlp.GELU | Mlp.SWIGLU,
+        ):
             return BlockLayer(layer)
-        case Head():
+        case Head(pooling=Pooling.ALL, transform=False, bias=False, memory_length=0):
             return HeadLayer(layer)
         case _:
-            assert_never(layer)
+            raise UntrainableLayer(
+                f"this runtime trains {', '.join(TRAINABLE_FAMILIES)}; the model's {layer.kind} layers are of another"
+                " family, which can be planned but not trained yet",
+                remedy="plan it with galvatron plan or spec.execution: Plan, or train another family",
+            )
 
 
 def _random(rows: int, columns: int) -> Tensor:
@@ -278,16 +309,16 @@ def _own_rows(tokens: Tensor, vocabulary_size: int, num_rows: int, group: Tensor
     return torch.where(owned, tokens - first, 0), owned
 
 
-def rotate(x_BNSD: Tensor) -> Tensor:
-    """Turn each pair (i, i + D/2) of a head by position times frequency i."""
-    cosine, sine = _rotary_tables(tuple(x_BNSD.shape[-2:]), x_BNSD.dtype, x_BNSD.device)
+def rotate(x_BNSD: Tensor, base: int) -> Tensor:
+    """Turn each pair (i, i + D/2) of a head by position times frequency i (Su et al. 2021, arXiv 2104.09864)."""
+    cosine, sine = _rotary_tables(tuple(x_BNSD.shape[-2:]), base, x_BNSD.dtype, x_BNSD.device)
     first, second = x_BNSD.chunk(2, dim=-1)
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
 
 
 @lru_cache(maxsize=8)
-def _rotary_tables(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def _rotary_tables(shape: Sequence[int], base: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     length, head_size = shape
     exponents = torch.arange(0, head_size, 2, dtype=torch.float64, device=device) / head_size
-    angles = torch.outer(torch.arange(length, dtype=torch.float64, device=device), ROTARY_BASE**-exponents)
+    angles = torch.outer(torch.arange(length, dtype=torch.float64, device=device), float(base) ** -exponents)
     return angles.cos().to(dtype), angles.sin().to(dtype)

@@ -4,7 +4,6 @@ Only the supervisor opens a port, one per pod. A metric of the whole job reads t
 pods, never ``sum``); a metric of a rank carries its local rank and stage. Who scrapes adds pod and namespace.
 """
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,23 +13,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from galvatron_planner.catalogue import reported_device
 from galvatron_runtime.reports import RankReport, TrainingFigures
-
-PEAK_FLOPS = {
-    # Dense BF16 operations per second, NVIDIA data sheets (where only the sparse figure is given, half of it).
-    "NVIDIA A10": 125e12,
-    "NVIDIA A30": 165e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA L40S": 362e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA GH200": 989e12,
-    "NVIDIA B200": 2250e12,
-}
-"""Beginnings of names as ``torch.cuda.get_device_name`` gives them."""
 
 
 class MetricType(StrEnum):
@@ -81,9 +65,9 @@ def scrape(reports: Sequence[RankReport]) -> bytes:
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Dense BF16 peak of one device, or None when it is not in the table."""
-    matching = [name for name in PEAK_FLOPS if re.match(rf"{re.escape(name)}(?![0-9A-Za-z])", device_name)]
-    return PEAK_FLOPS[max(matching, key=len)] if matching else None
+    """Dense BF16 peak of one device, or None when the catalogue has none."""
+    device = reported_device(device_name)
+    return None if device is None else device.bf16
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,13 @@ SMALLEST: Body = {
 
 Changes = Mapping[str, Any]
 
+ONLY_PLANNED: Changes = {
+    "spec.execution": "Plan",
+    "spec.profiling": {"policy": "Never", "device": "a100-80gb"},
+    "spec.budget.resourceName": "nvidia.com/gpu",
+}
+"""Neither measured nor trained: data sheets stand for devices."""
+
 WRONG: dict[str, tuple[str, Changes]] = {
     "a name that is too long": ("metadata.name", {"metadata.name": "a" * 41}),
     "a name that no DNS label begins with": ("metadata.name", {"metadata.name": "7b"}),
@@ -36,6 +43,23 @@ WRONG: dict[str, tuple[str, Changes]] = {
     "odd heads with rotary positions": (
         "spec.model",
         {"spec.model.family": "llama", "spec.model.numAttentionHeads": 32},
+    ),
+    "an unknown preset": ("spec.model", {"spec.model": {"preset": "bert-hug-32"}}),
+    "a preset and a family": ("spec.model", {"spec.model.preset": "llama2-7b"}),
+    "neither preset nor family": ("spec.model", {"spec.model.family": ABSENT}),
+    "a preset in another shape": ("spec.model.hiddenSize", {"spec.model": {"preset": "llama2-7b", "hiddenSize": 32}}),
+    "no sequence length": ("spec.model.sequenceLength", {"spec.model.sequenceLength": ABSENT}),
+    "no hidden size": ("spec.model.hiddenSize", {"spec.model.hiddenSize": ABSENT}),
+    "stages of a model without stages": ("spec.model.depths", {"spec.model.depths": [1, 1]}),
+    "a decoder without a length": (
+        "spec.model.decoderSequenceLength",
+        {**ONLY_PLANNED, "spec.model.family": "t5", "spec.model.numDecoderLayers": 2},
+    ),
+    "a family that cannot be trained": ("spec.model.family", {"spec.model.family": "bert"}),
+    "a preset that cannot be trained": ("spec.model.preset", {"spec.model": {"preset": "vit-huge-32"}}),
+    "a family that cannot be measured": (
+        "spec.model.family",
+        {"spec.model.family": "bert", "spec.execution": "Plan"},
     ),
     "too few tokens for text": (
         "spec.model.vocabularySize",
@@ -87,6 +111,12 @@ WRONG: dict[str, tuple[str, Changes]] = {
         "spec.search.excludedDimensions",
         {"spec.search": {"excludedDimensions": ["PP", "TP", "DP", "SDP"]}},
     ),
+    "no device to look up": ("spec.profiling", {"spec.profiling": {"policy": "Never"}}),
+    "a device to look up and to measure": ("spec.profiling", {"spec.profiling": {"device": "h100"}}),
+    "a link without a device": ("spec.profiling", {"spec.profiling": {"linkWithinNode": "nvlink4"}}),
+    "an unknown algorithm": ("spec.search.algorithm", {"spec.search": {"algorithm": "Alpa"}}),
+    "a fixed plan that is not named": ("spec.search.fixedPlanRef", {"spec.search": {"algorithm": "Fixed"}}),
+    "a plan beside a search": ("spec.search.fixedPlanRef", {"spec.search": {"fixedPlanRef": {"name": "p"}}}),
     "a variable of the launcher": ("spec.runtime.env", {"spec.runtime": {"env": [{"name": "RANK", "value": "0"}]}}),
     "a variable of torchrun": ("spec.runtime.env", {"spec.runtime": {"env": [{"name": "PET_NNODES", "value": "0"}]}}),
     "a variable twice": ("spec.runtime.env", {"spec.runtime": {"env": [{"name": "A"}, {"name": "A"}]}}),

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import yaml
 
-from controller.bodies import WRONG, Changes, job, job_body
+from controller.bodies import ONLY_PLANNED, WRONG, Changes, job, job_body
 from galvatron_operator.api import (
     ConditionStatus,
     ConditionType,
@@ -19,7 +19,8 @@ from galvatron_operator.api import (
 )
 from galvatron_planner.cluster import DeviceKind
 from galvatron_planner.errors import InvalidInput
-from galvatron_planner.model import Precision
+from galvatron_planner.model import ModelSpec, Precision
+from galvatron_planner.presets import PRESETS
 from galvatron_planner.problem import Schedule, SearchDimension
 from galvatron_planner.training import PythonDocs, SyntheticData, TextFiles
 from galvatron_planner.units import GIB
@@ -108,6 +109,71 @@ def test_without_grouped_queries_every_head_has_its_own_key() -> None:
 def test_the_feed_forward_size_follows_the_family(family: str, hidden_size: int, feed_forward_size: int) -> None:
     chosen = job({"spec.model.family": family, "spec.model.hiddenSize": hidden_size})
     assert chosen.model.feed_forward_size == feed_forward_size
+
+
+@pytest.mark.parametrize(
+    ("profiling", "answer"),
+    [
+        ({"device": "a100"}, "a100-40gb, a100-80gb"),
+        ({"device": "h100", "linkBetweenNodes": "infiniband"}, "infiniband-hdr"),
+        ({"device": "rtx-titan"}, "FP32"),
+        ({"device": "cpu-core"}, "name the device that the budget counts"),
+    ],
+)
+def test_a_device_that_the_catalogue_cannot_stand_for_is_refused(profiling: dict[str, str], answer: str) -> None:
+    with pytest.raises(InvalidInput, match=answer):
+        job({"spec.profiling": {"policy": "Never", **profiling}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "model"),
+    [
+        ({"spec.model": {"preset": "bert-huge-32"}}, PRESETS["bert-huge-32"]),
+        ({"spec.model": {"preset": "t5-512-4-48"}}, PRESETS["t5-512-4-48"]),
+        (
+            {
+                "spec.model": {
+                    "family": "vit",
+                    "hiddenSize": 1280,
+                    "numLayers": 32,
+                    "numAttentionHeads": 16,
+                    "imageSize": 224,
+                    "patchSize": 16,
+                }
+            },
+            PRESETS["vit-huge-32"],
+        ),
+        (
+            {
+                "spec.model": {
+                    "family": "swin",
+                    "hiddenSize": 320,
+                    "depths": [2, 2, 26, 2],
+                    "numAttentionHeads": 8,
+                    "imageSize": 224,
+                    "patchSize": 4,
+                    "windowSize": 7,
+                }
+            },
+            PRESETS["swin-huge-32"],
+        ),
+    ],
+)
+def test_what_can_only_be_planned_is_a_job_when_it_is_only_planned(changes: Changes, model: ModelSpec) -> None:
+    assert job({**ONLY_PLANNED, **changes}).model == model
+
+
+def test_a_preset_takes_another_sequence_length() -> None:
+    assert job({"spec.model": {"preset": "llama2-7b", "sequenceLength": 2048}}).model.sequence_length == 2048
+
+
+def test_an_unknown_preset_is_answered_with_the_close_ones() -> None:
+    assert "llama2-7b" in refusal({"spec.model": {"preset": "llama-7b"}}).remedy
+
+
+def test_heads_may_be_wider_than_their_share() -> None:
+    chosen = job({"spec.model.family": "mistral", "spec.model.headSize": 16, "spec.model.rotaryBase": 1_000_000}).model
+    assert (chosen.head_size, chosen.rotary_base) == (16, 1_000_000)
 
 
 def test_nodes_follow_from_the_budget() -> None:

@@ -1,5 +1,6 @@
 """The CRD and the Python types say the same; what the API server makes of it is in ``test_api_server.py``."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from galvatron_operator import names
 from galvatron_operator.api import GalvatronJob, JobStatus, Spec, parse
 from galvatron_operator.api.checks import RESERVED_ENVIRONMENT
 from galvatron_operator.api.status import ConditionType
+from galvatron_planner.families import TRAINABLE_FAMILIES
+from galvatron_planner.presets import PRESETS
 
 Schema = dict[str, Any]
 
@@ -151,6 +154,18 @@ def test_every_part_but_suspend_and_lifecycle_is_immutable() -> None:
 def test_the_schema_and_the_checks_reserve_the_same_variables() -> None:
     (rule,) = CRD_SPEC["spec.runtime.env[]"]["properties"]["name"]["x-kubernetes-validations"]
     assert f"'{RESERVED_ENVIRONMENT.pattern}'" in rule["rule"]
+
+
+def test_the_schema_and_the_families_agree_on_what_can_be_trained() -> None:
+    rule = next(
+        r["rule"] for r in OBJECT["properties"]["spec"]["x-kubernetes-validations"] if "preset.matches" in r["rule"]
+    )
+    named = set(re.search(r"family in \[(.*?)\]", rule)[1].replace("'", "").split(", "))  # type: ignore[index]
+    pattern = re.search(r"matches\('(.*)'\)", rule)[1]  # type: ignore[index]
+
+    assert named == set(TRAINABLE_FAMILIES)
+    for name, model in PRESETS.items():
+        assert bool(re.match(pattern, name)) == (model.family in TRAINABLE_FAMILIES), name
 
 
 def test_the_schema_names_every_condition() -> None:

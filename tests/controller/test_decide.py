@@ -21,6 +21,7 @@ from galvatron_operator.decide import (
 from galvatron_operator.decide.profiling import request_of
 from galvatron_operator.manifests import profiling, training
 from galvatron_operator.manifests.metadata import Manifest
+from galvatron_planner.profiles import ProfileSource
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -93,6 +94,26 @@ def test_a_cached_profile_that_cannot_be_read_is_measured_again() -> None:
     assert "Job" in kinds(look(job(), cached_profile=broken))
 
 
+def test_a_job_that_is_never_measured_is_searched_by_data_sheets() -> None:
+    wanted = job(profiling={"policy": "Never", "device": "cpu-core"})
+    decision = look(wanted)
+    assert decision.apply == ()
+    assert decision.search is not None
+    assert decision.search.problem.profile.source is ProfileSource.ANALYTIC
+    assert reasons(decision)[ConditionType.PROFILE_READY] == "AnalyticModel"
+    assert profile_to_look_up(wanted, (), settings=SETTINGS) is None
+
+
+def test_the_links_of_a_job_that_is_never_measured_can_be_named() -> None:
+    fast, slow = (
+        look(job(profiling={"policy": "Never", "device": "cpu-core", "linkBetweenNodes": link})).search
+        for link in ("infiniband-ndr", "ethernet-10g")
+    )
+    assert fast is not None
+    assert slow is not None
+    assert fast.problem.profile.links != slow.problem.profile.links
+
+
 def test_jobs_on_other_nodes_share_no_profile() -> None:
     there = job(runtime={"nodeSelector": {"gpu": "h200"}})
     here, elsewhere = (profile_to_look_up(wanted, (), settings=SETTINGS) for wanted in (job(), there))
@@ -126,6 +147,52 @@ def test_a_search_without_a_plan_fails_the_job_with_its_reason(problem: SearchPr
     decision = look(job(), cached_profile=cached(job()), search=outcome)
     assert reasons(decision)[ConditionType.FAILED] == reasons(decision)[ConditionType.PLAN_READY] == problem
     assert reasons(decision)[ConditionType.COMPLETE] == "DidNotComplete"
+
+
+FIXED = {"algorithm": "Fixed", "fixedPlanRef": {"name": "mine"}}
+
+
+def brought(text: str, key: str = "plan.json") -> Manifest:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "mine", "namespace": "team"}} | {
+        "data": {key: text}
+    }
+
+
+@pytest.mark.parametrize(
+    ("config_map", "message"),
+    [(None, "ConfigMap mine does not exist"), (brought("{}", key="other"), "ConfigMap mine has no key plan.json")],
+)
+def test_a_job_waits_for_the_plan_that_its_user_brings(config_map: Manifest | None, message: str) -> None:
+    decision = look(job(search=FIXED), fixed_plan=config_map)
+    assert reasons(decision)[ConditionType.PLAN_READY] == "FixedPlanMissing"
+    assert decision.apply == ()
+    assert decision.requeue_after_seconds is not None
+    assert decision.requeue_after_seconds >= 10
+    [event] = [event for event in decision.events if event.reason == "FixedPlanMissing"]
+    assert event.message.startswith(message)
+    assert "kubectl create configmap mine --from-file=plan.json=plan.json" in event.message
+
+
+def test_a_plan_that_cannot_be_read_fails_the_job_before_anything_is_measured() -> None:
+    decision = look(job(search=FIXED), fixed_plan=brought("{}"))
+    assert reasons(decision)[ConditionType.FAILED] == reasons(decision)[ConditionType.PLAN_READY] == "InvalidPlan"
+    assert decision.apply == ()
+
+
+def test_the_plan_of_the_user_is_priced_and_another_one_in_its_place_anew() -> None:
+    wanted = job(search=FIXED)
+    read = parse(wanted)
+    plans = [builders.plan(text, spec=read.model, on=read.cluster) for text in ("dp4", "tp4")]
+    orders = [look(wanted, cached_profile=cached(wanted), fixed_plan=brought(p.to_json())).search for p in plans]
+    assert [order.fixed_plan for order in orders if order is not None] == plans
+    first, second = (order.digest for order in orders if order is not None)
+    assert first != second
+
+
+def test_a_kept_plan_of_the_user_is_announced_as_such() -> None:
+    wanted = job(search=FIXED)
+    decision = look(wanted, children=(kept_plan(wanted),))
+    assert reasons(decision)[ConditionType.PLAN_READY] == "FixedPlan"
 
 
 def test_a_job_with_a_plan_is_trained_under_attempt_one() -> None:

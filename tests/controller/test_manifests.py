@@ -9,6 +9,7 @@ from controller.objects import IMAGE, PLAN, children, profilers, request, specif
 from galvatron_operator import names
 from galvatron_operator.manifests import profiling, training
 from galvatron_operator.manifests.metadata import Manifest
+from galvatron_planner.interop.plans import GalvatronPlan, to_galvatron
 from galvatron_planner.plan import Plan
 from galvatron_planner.profiles import Profile, ProfileRequest
 
@@ -79,6 +80,13 @@ def test_documents_arrive_as_they_were_written() -> None:
     assert Plan.from_json(plan[names.PLAN_KEY]) == PLAN
     asked = profiling.request_config_map(job(), request(job()))["data"]
     assert ProfileRequest.from_json(asked[names.REQUEST_KEY]) == request(job())
+
+
+def test_a_plan_comes_with_a_file_for_hetu_galvatron_where_that_can_hold_it() -> None:
+    written = training.plan_config_map(job(), builders.plan("dp4"), report="{}")["data"]
+    assert GalvatronPlan.from_json(written[names.GALVATRON_PLAN_KEY]) == to_galvatron(builders.plan("dp4"))
+    beyond = training.plan_config_map(job(), builders.plan("dp4 dp4 dp4 tp4"), report="{}")["data"]
+    assert set(beyond) == {names.PLAN_KEY, names.REPORT_KEY}
 
 
 def test_pods_are_found_before_they_are_ready() -> None:

@@ -38,7 +38,7 @@ def test_a_search_ends_with_a_plan_for_its_problem() -> None:
     outcome = asyncio.run(search(SearchOrder(wanted, timeout_seconds=DEADLINE_SECONDS)))
     assert outcome.problem is None
     assert outcome.plan is not None
-    assert outcome.plan.problem_digest == outcome.problem_digest == wanted.digest()
+    assert outcome.plan.problem_digest == outcome.digest == wanted.digest()
     assert outcome.report
 
 
@@ -47,6 +47,15 @@ def test_a_problem_without_a_plan_says_what_would_help() -> None:
     assert outcome.problem is SearchProblem.NO_FEASIBLE_PLAN
     assert outcome.plan is None
     assert outcome.message
+
+
+def test_a_plan_that_is_brought_is_priced_or_refused() -> None:
+    for plan, expected in ((builders.plan("tp4"), None), (builders.plan("dp4", spec=builders.model(num_layers=3)), 3)):
+        order = SearchOrder(problem(), timeout_seconds=DEADLINE_SECONDS, fixed_plan=plan)
+        outcome = asyncio.run(search(order))
+        assert outcome.digest == order.digest
+        assert outcome.problem is (None if expected is None else SearchProblem.INVALID_PLAN)
+        assert outcome.plan is None or outcome.plan.stages == plan.stages
 
 
 def test_a_search_is_ended_at_its_timeout() -> None:

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as generate
 
+import builders
 from fakes.operation import KEY, Operation, body, reason
 from fakes.world import Act, InstantSearches, Scene, Script, World, all_goes_well
 from galvatron_operator import names
-from galvatron_operator.api import ConditionType, JobStatus
+from galvatron_operator.api import ConditionType, JobStatus, parse
 from galvatron_operator.decide import Kind, SearchProblem
 from galvatron_operator.failures import REACTIONS, Action, FailureReason
 from galvatron_planner.worker import ExitClass, WorkerFailure, WorkerState
@@ -83,6 +84,17 @@ def test_the_policy_always_measures_again() -> None:
     operation.rounds(1)
     assert len(operation.all_of(Kind.JOB)) == 1
     assert operation.until_finished().phase == "Complete"
+
+
+def test_the_policy_never_makes_no_profilers() -> None:
+    operation = begin(profiling={"policy": "Never", "device": "cpu-core"})
+    operation.rounds(1)
+    assert operation.all_of(Kind.JOB) == []
+    status = operation.until_finished()
+    assert status.phase == "Complete"
+    assert reason(status, ConditionType.PROFILE_READY) == "AnalyticModel"
+    assert status.profile is not None
+    assert (status.profile.source, status.profile.config_map_name) == ("Analytic", None)
 
 
 def test_a_job_that_only_plans_makes_no_trainers() -> None:
@@ -269,6 +281,27 @@ def test_evicted_profilers_measure_again() -> None:
         return all_goes_well(scene)
 
     assert begin(script).until_finished().phase == "Complete"
+
+
+def test_a_plan_that_is_brought_late_is_trained_under() -> None:
+    operation = begin(search={"algorithm": "Fixed", "fixedPlanRef": {"name": "mine"}})
+    operation.rounds(3)
+    assert reason(operation.status, ConditionType.PLAN_READY) == "FixedPlanMissing"
+    assert operation.all_of(Kind.POD) == []
+    wanted = parse(operation.job)
+    plan = builders.plan("tp2-dp2", spec=wanted.model, on=wanted.cluster)
+    operation.create(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "mine", "namespace": KEY.namespace},
+            "data": {"plan.json": plan.to_json()},
+        }
+    )
+    status = operation.until_finished()
+    assert reason(status, ConditionType.PLAN_READY) == "FixedPlan"
+    assert status.plan is not None
+    assert status.plan.summary == plan.summary
 
 
 def test_an_object_of_somebody_else_is_not_taken_over() -> None:

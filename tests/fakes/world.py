@@ -110,7 +110,7 @@ class World:
             found["data"][names.REQUEST_KEY]
             for (kind, _, _), found in self.cluster.objects.items()
             if kind is Kind.CONFIG_MAP
-            and found["metadata"]["labels"].get(names.LABEL_JOB_UID) == owner
+            and found["metadata"].get("labels", {}).get(names.LABEL_JOB_UID) == owner
             and names.REQUEST_KEY in found["data"]
         )
         request = ProfileRequest.from_json(next(requests))
@@ -208,13 +208,14 @@ class InstantSearches:
         self._outcomes: dict[JobKey, SearchOutcome] = {}
 
     def start(self, key: JobKey, order: SearchOrder) -> None:
-        problem, digest = order.problem, order.problem.digest()
-        plan = builders.plan(
+        problem, digest = order.problem, order.digest
+        plan = order.fixed_plan or builders.plan(
             f"dp{problem.cluster.num_devices}",
             spec=problem.model,
             on=problem.cluster,
             global_batch_size=problem.batch.minimum,
-        ).model_copy(update={"problem_digest": digest})
+        )
+        plan = plan.model_copy(update={"problem_digest": problem.digest()})
         if self._problem is not None:
             self._outcomes[key] = SearchOutcome(digest, 1.0, problem=self._problem, message="raise the budget")
         else:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from galvatron_planner.plan import Plan
+
 GALVATRON = (sys.executable, "-m", "galvatron_operator.cli")
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
@@ -101,6 +103,22 @@ def test_every_example_is_valid_and_renders(tmp_path: Path, example: Path) -> No
     rendered = galvatron("render", example, "--image", "runtime:test", folder=tmp_path)
     assert rendered.returncode == 0, rendered.stderr
     assert {item["kind"] for item in yaml.safe_load_all(rendered.stdout)} == {"ConfigMap", "Service", "Job"}
+
+
+@pytest.mark.slow
+def test_a_job_that_is_never_measured_is_planned_for_devices_that_are_not_here(tmp_path: Path) -> None:
+    job = write_job(
+        tmp_path,
+        memory="40Gi",
+        budget={"gpus": 4, "gpusPerNode": 2, "memoryPerGPU": "40Gi"},
+        profiling={"policy": "Never", "device": "a100-40gb", "linkBetweenNodes": "ethernet-25g"},
+    )
+    answer = galvatron("plan", job, "--directory", "run", folder=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "estimates from data sheets, not measured: 2 x 2 a100-40gb" in answer.stdout
+    assert Plan.from_json((tmp_path / "run" / "plan.json").read_text()).cluster.num_nodes == 2
+    explained = galvatron("explain", "run", folder=tmp_path)
+    assert "estimates from data sheets, not measured" in explained.stdout
 
 
 def test_a_port_in_use_is_named_before_anything_starts(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as generate
 
-from galvatron_planner.cost.pipeline import Pass, StageSeconds, finish_seconds, in_flight, order
+from galvatron_planner.cost.pipeline import StageSeconds, finish_seconds, in_flight, passes_in_order
 from galvatron_planner.problem import Schedule
 
 SECONDS = generate.floats(0.1, 10)
@@ -66,9 +66,9 @@ def test_a_slower_stage_never_shortens_the_step(stages: list[StageSeconds], numb
 def test_a_stage_never_holds_more_micro_batches_than_counted(stages: int, number: int, schedule: Schedule) -> None:
     for k in range(stages):
         held, most = 0, 0
-        passes = list(order(schedule, stage_index=k, num_stages=stages, num_micro_batches=number))
-        for direction, _ in passes:
-            held += 1 if direction is Pass.FORWARD else -1
+        passes = [one for one in passes_in_order(schedule, num_stages=stages, num_micro_batches=number) if one[0] == k]
+        for _, is_forward, _ in passes:
+            held += 1 if is_forward else -1
             most = max(most, held)
         assert len(passes) == 2 * number
         assert held == 0

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -11,13 +12,18 @@ import generators
 from galvatron_planner import families, space
 from galvatron_planner.cost.prices import PriceList, StageCost, StagePosition
 from galvatron_planner.problem import PlanningProblem, SearchLimits
+from galvatron_planner.search.bound import BoundTable
+from galvatron_planner.search.contents import Contents
 from galvatron_planner.search.front import Labels, undominated
-from galvatron_planner.search.graph import StageTask
-from galvatron_planner.search.options import PipelineOptions, pipeline_options
+from galvatron_planner.search.graph import StageGraph, StageTask
+from galvatron_planner.search.options import PipelineOptions
 from galvatron_planner.search.stage import StageSearch
 from galvatron_planner.strategy import LayerStrategy, Layout
 
 SLOW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+WEIGHTS = (3.0, 3.0, 1.0, 1.0)
+"""A step of three micro-batches."""
 
 
 class Instance:
@@ -32,14 +38,26 @@ class Instance:
         candidates = {
             layer: space.strategies(problem.cluster.num_devices, problem.limits, layer).strategies for layer in layers
         }
-        self.options: PipelineOptions = pipeline_options(
-            self.prices, layers, candidates, micro_batch_size=micro_batch_size, num_micro_batches=3
-        )
+        self.options = PipelineOptions(self.prices, layers, candidates, micro_batch_size=micro_batch_size)
         self.kinds = self.options.kinds[first : first + 3]
         self.candidates = candidates
+        if first == 0:
+            self.task = replace(task, entry=None)
+        elif task.entry not in (None, *self.options.exits):
+            # Another layout does the same: the search left this one out.
+            self.task = replace(task, entry=self.options.exits[0])
+        self.contents = Contents(self.options.kinds)
+        self.content = self.contents.table[first, [3]]
+
+    @property
+    def graph(self) -> StageGraph:
+        return StageGraph(self.options, self.task)
 
     def search(self) -> StageSearch:
-        return StageSearch(self.options, self.task)
+        return StageSearch(self.graph)
+
+    def bounds(self, *, exact_caps: bool = False) -> BoundTable:
+        return BoundTable([[self.graph]], self.contents, exact_caps=exact_caps)
 
     def everything(self) -> Iterator[tuple[tuple[LayerStrategy, ...], StageCost]]:
         position = StagePosition(self.micro_batch_size, self.task.in_flight, self.task.entry, self.task.feeds_next)
@@ -63,6 +81,7 @@ def instances(draw: generate.DrawFn) -> Instance:
         layouts = [layout for layout in layouts if layout.data_degree <= micro_batch_size]
     feeds_next = draw(generate.booleans())
     task = StageTask(
+        weights=WEIGHTS,
         in_flight=draw(generate.integers(1, 3)),
         budget_bytes=problem.cluster.device_memory_bytes,
         entry=draw(generate.sampled_from([None, *layouts])),
@@ -89,7 +108,7 @@ def _fastest(instance: Instance, exit_layout: Layout | None) -> float | None:
 @given(instances())
 def test_the_stage_search_equals_exhaustive_enumeration(instance: Instance) -> None:
     search = instance.search()
-    for exit_layout in search.exits:
+    for exit_layout in instance.graph.exits:
         best, expected = search.best(instance.kinds, exit_layout), _fastest(instance, exit_layout)
         assert (best is None) == (expected is None)
         if best is not None:
@@ -101,7 +120,7 @@ def test_the_stage_search_equals_exhaustive_enumeration(instance: Instance) -> N
 def test_what_the_search_says_of_its_choice_is_what_the_cost_model_says(instance: Instance) -> None:
     costs = dict(instance.everything())
     search = instance.search()
-    for exit_layout in search.exits:
+    for exit_layout in instance.graph.exits:
         best = search.best(instance.kinds, exit_layout)
         if best is not None:
             cost = costs[best.strategies]
@@ -113,8 +132,8 @@ def test_what_the_search_says_of_its_choice_is_what_the_cost_model_says(instance
 @SLOW
 @given(instances())
 def test_no_choice_undercuts_the_lower_bound(instance: Instance) -> None:
-    search = instance.search()
-    for exit_layout, bound in zip(search.exits, search.lower_bounds(instance.kinds), strict=True):
+    bounds = instance.bounds().seconds(instance.content)[0, 0, 0]
+    for exit_layout, bound in zip(instance.graph.exits, bounds, strict=True):
         expected = _fastest(instance, exit_layout)
         if expected is not None:
             assert bound <= expected * (1 + 1e-9)
@@ -123,10 +142,10 @@ def test_no_choice_undercuts_the_lower_bound(instance: Instance) -> None:
 @SLOW
 @given(instances())
 def test_the_smallest_peak_is_the_smallest_of_all(instance: Instance) -> None:
-    search = instance.search()
-    for exit_layout in search.exits:
+    found = instance.bounds(exact_caps=True).peaks(instance.content)[0, 0]
+    for exit_layout, peak in zip(instance.graph.exits, found, strict=True):
         peaks = [c.peak_bytes for _, c in instance.everything() if exit_layout in (None, c.exit_layout)]
-        assert search.smallest_peak(instance.kinds, exit_layout) == min(peaks, default=None)
+        assert peak == min(peaks, default=float("inf"))
 
 
 def test_a_front_keeps_what_nothing_matches() -> None:
@@ -168,13 +187,13 @@ def test_a_stage_solved_by_hand() -> None:
     # it communicates once a step only; with less it is sharded.
     spec = builders.model(num_layers=1)
     problem = builders.problem(spec, builders.cluster(2))
-    task = StageTask(in_flight=1, budget_bytes=1 << 30, entry=None, feeds_next=False)
+    task = StageTask(weights=WEIGHTS, in_flight=1, budget_bytes=1 << 30, entry=None, feeds_next=False)
     roomy = Instance(problem, first=1, micro_batch_size=2, task=task)
     block = roomy.kinds[:1]
     best = roomy.search().best(block, None)
     assert best is not None
     assert [str(s) for s in best.strategies] == ["dp2"]
-    tight = StageTask(in_flight=1, budget_bytes=best.peak_bytes - 1, entry=None, feeds_next=False)
+    tight = StageTask(weights=WEIGHTS, in_flight=1, budget_bytes=best.peak_bytes - 1, entry=None, feeds_next=False)
     second = Instance(problem, first=1, micro_batch_size=2, task=tight).search().best(block, None)
     assert second is not None
     assert [str(s) for s in second.strategies] != ["dp2"]

@@ -12,14 +12,14 @@ import builders
 import generators
 from galvatron_planner import families
 from galvatron_planner.dimensions import refusal
-from galvatron_planner.model import Family, LayerSpec, ModelSpec
+from galvatron_planner.model import Block, Family, LayerSpec, ModelSpec
 from galvatron_planner.strategy import LayerStrategy
 from galvatron_planner.workload import parameters
-from galvatron_runtime.blocks import LayerModule, build_layer, rotate
+from galvatron_runtime.blocks import LayerModule, UntrainableLayer, build_layer, rotate
 from galvatron_runtime.parallel.checkpointing import recompute_activations
 from galvatron_runtime.parallel.tensor import split_for_measurement
 
-BOTH_FAMILIES = pytest.mark.parametrize("family", Family)
+EVERY_TRAINABLE_FAMILY = pytest.mark.parametrize("family", families.TRAINABLE_FAMILIES)
 
 
 def build(layer: LayerSpec) -> LayerModule:
@@ -41,6 +41,22 @@ def test_modules_register_the_parameters_of_the_table_in_its_order(spec: ModelSp
         assert registered == [(parameter.name, parameter.shape) for parameter in parameters(layer)]
 
 
+def test_a_block_has_heads_wider_than_their_share() -> None:
+    spec = ModelSpec.model_validate({**dict(builders.model(Family.MISTRAL)), "head_size": 16})
+    block = build(families.layers(spec)[1])
+
+    assert block.get_parameter("query.weight").shape == (4 * 16, 32)
+    assert block(torch.randn(2, 16, 32)).shape == (2, 16, 32)
+
+
+@pytest.mark.parametrize("family", sorted(set(Family) - set(families.TRAINABLE_FAMILIES)))
+def test_a_family_that_can_only_be_planned_is_refused(family: Family) -> None:
+    block = next(layer for layer in families.layers(builders.model(family)) if isinstance(layer, Block))
+
+    with pytest.raises(UntrainableLayer, match="trains gpt, llama, mistral, qwen2"):
+        build(block)
+
+
 @settings(deadline=None)
 @given(generators.MODELS)
 def test_a_layer_split_for_measurement_holds_the_largest_share(spec: ModelSpec) -> None:
@@ -52,7 +68,7 @@ def test_a_layer_split_for_measurement_holds_the_largest_share(spec: ModelSpec) 
             assert sizes == [parameter.local_elements(4) for parameter in parameters(layer)]
 
 
-@BOTH_FAMILIES
+@EVERY_TRAINABLE_FAMILY
 @pytest.mark.parametrize("degree", [1, 2])
 def test_a_layer_split_for_measurement_computes_forward_and_backward(family: Family, degree: int) -> None:
     spec = builders.model(family)
@@ -66,7 +82,7 @@ def test_a_layer_split_for_measurement_computes_forward_and_backward(family: Fam
     assert all(p.grad is not None for module in (embedding, block, head) for p in module.parameters())
 
 
-@BOTH_FAMILIES
+@EVERY_TRAINABLE_FAMILY
 def test_a_token_does_not_see_later_ones(family: Family) -> None:
     block = block_of(family)
     hidden = torch.randn(1, 16, 32)
@@ -81,7 +97,8 @@ def test_a_token_does_not_see_later_ones(family: Family) -> None:
 
 def test_rotated_heads_know_distances_only() -> None:
     query, key = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
-    scores = (rotate(query.expand(1, 1, 16, 8)) @ rotate(key.expand(1, 1, 16, 8)).mT)[0, 0]
+    places = (query.expand(1, 1, 16, 8), key.expand(1, 1, 16, 8))
+    scores = (rotate(places[0], 10_000) @ rotate(places[1], 10_000).mT)[0, 0]
 
     for distance in range(16):
         diagonal = scores.diagonal(distance)
@@ -112,7 +129,7 @@ def test_the_loss_is_at_least_single_precision(dtype: torch.dtype, loss_dtype: t
     assert loss.dtype is loss_dtype
 
 
-@BOTH_FAMILIES
+@EVERY_TRAINABLE_FAMILY
 def test_recomputing_changes_neither_names_nor_gradients(family: Family) -> None:
     plain, recomputing = block_of(family), block_of(family)
     recompute_activations(recomputing)

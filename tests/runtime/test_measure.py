@@ -109,7 +109,7 @@ def test_half_precision_keeps_half_of_the_hidden_vectors() -> None:
     assert (full - statistics) // 2 <= half <= (full - statistics) // 2 + statistics
 
 
-@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("family", families.TRAINABLE_FAMILIES)
 @pytest.mark.parametrize("kind", [Embedding, Block, Head])
 def test_every_further_sample_keeps_as_much_as_the_one_before(family: Family, kind: type[LayerSpec]) -> None:
     one, two, three = (memory_of(layer(kind, family), micro_batch_size=size).activation_bytes for size in (1, 2, 3))

@@ -7,11 +7,19 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from galvatron_operator.api.spec import Dataset, DatasetSource, Spec
+from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
+
+from galvatron_operator.api.models import IMAGE_FAMILIES, model_of
+from galvatron_operator.api.spec import Dataset, DatasetSource, Execution, ModelFields, ProfilingPolicy, Spec
 from galvatron_operator.names import MAX_JOB_NAME
+from galvatron_planner import catalogue
+from galvatron_planner.cluster import DeviceKind
 from galvatron_planner.errors import InvalidInput
-from galvatron_planner.model import Family
-from galvatron_planner.problem import SearchDimension
+from galvatron_planner.families import TRAINABLE_FAMILIES
+from galvatron_planner.model import FAMILY_FIELDS, Family, Precision
+from galvatron_planner.presets import PRESETS
+from galvatron_planner.problem import Algorithm, SearchDimension
 from galvatron_planner.units import parse_bytes
 
 BYTE_VOCABULARY = 256
@@ -21,6 +29,15 @@ MAX_BATCH_SIZES = 64
 
 RESERVED_ENVIRONMENT = re.compile(r"^((PET|MASTER|GALVATRON|TORCHELASTIC)_.*|((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE))$")
 """Variables that torchrun and the supervisor set; the CRD has the same pattern."""
+
+_FIELDS_OF_FAMILIES: dict[str, tuple[Family, ...]] = {
+    "hidden_size": tuple(Family),
+    "num_attention_heads": tuple(Family),
+    "num_layers": tuple(family for family in Family if family is not Family.SWIN),
+    "sequence_length": tuple(family for family in Family if family not in IMAGE_FAMILIES),
+    **FAMILY_FIELDS,
+}
+"""The fields that some families need and all others refuse."""
 
 _JOB_NAME = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 _PARALLEL = (SearchDimension.PP, SearchDimension.TP, SearchDimension.DP, SearchDimension.SDP)
@@ -81,11 +98,46 @@ def check_volumes(spec: Spec) -> None:
 
 def _model(spec: Spec) -> Iterator[Finding]:
     model = spec.model
-    heads, key_value = model.num_attention_heads, model.num_key_value_heads
-    if model.hidden_size % heads:
+    if (model.preset is None) == (model.family is None):
+        yield Finding("spec.model", "needs exactly one of preset and family", f"name one of {', '.join(PRESETS)}")
+    elif model.preset is not None:
+        for name in sorted(model.model_fields_set - {"preset", "sequence_length"}):
+            yield Finding(
+                f"spec.model.{to_camel(name)}",
+                f"is given beside preset {model.preset}, which states it",
+                "leave it out, or write family and shape instead of the preset",
+            )
+    elif model.family is not None:
+        yield from _family_fields(model, model.family)
+        yield from _heads(model)
+    try:
+        model_of(model)
+    except InvalidInput as error:
+        yield Finding("spec.model", f"describes no model: {error.problem}", error.remedy)
+    except ValidationError as error:
+        found = error.errors()[0]["msg"].removeprefix("Value error, ")
+        yield Finding("spec.model", f"describes no model: {found}", "correct the shape")
+
+
+def _family_fields(model: ModelFields, family: Family) -> Iterator[Finding]:
+    for name, families in _FIELDS_OF_FAMILIES.items():
+        given = bool(getattr(model, name))
+        if given and family not in families:
+            yield Finding(
+                f"spec.model.{to_camel(name)}",
+                f"is given, but the family {family} has no use for it",
+                f"leave it out: it is for {', '.join(families)}",
+            )
+        if not given and family in families:
+            yield Finding(f"spec.model.{to_camel(name)}", f"is missing for the family {family}", "add it")
+
+
+def _heads(model: ModelFields) -> Iterator[Finding]:
+    hidden, heads, key_value = model.hidden_size or 0, model.num_attention_heads or 1, model.num_key_value_heads
+    if model.head_size is None and hidden % heads:
         yield Finding(
             "spec.model.hiddenSize",
-            f"is {model.hidden_size}, which is not divisible by {heads} attention heads",
+            f"is {hidden}, which is not divisible by {heads} attention heads",
             "use a hidden size that is a multiple of numAttentionHeads",
         )
     if key_value is not None and heads % key_value:
@@ -94,11 +146,17 @@ def _model(spec: Spec) -> Iterator[Finding]:
             f"is {key_value}, which does not divide {heads} attention heads",
             "use a divisor of numAttentionHeads, or leave it out",
         )
-    if model.family is Family.LLAMA and model.hidden_size // heads % 2:
+
+
+def _training(spec: Spec) -> Iterator[Finding]:
+    family = model_of(spec.model).family
+    only_plans = spec.execution is Execution.PLAN and spec.profiling.policy is ProfilingPolicy.NEVER
+    if family not in TRAINABLE_FAMILIES and not only_plans:
         yield Finding(
-            "spec.model.numAttentionHeads",
-            f"is {heads}, which makes heads of size {model.hidden_size // heads}; rotary positions need an even size",
-            "use another number of attention heads",
+            f"spec.model.{'family' if spec.model.preset is None else 'preset'}",
+            f"is of the family {family}, which can be planned but neither measured nor trained yet:"
+            f" this runtime trains {', '.join(TRAINABLE_FAMILIES)}",
+            "set spec.execution to Plan and spec.profiling.policy to Never, or take another model",
         )
 
 
@@ -137,7 +195,7 @@ def _batch(spec: Spec) -> Iterator[Finding]:
 
 
 def _dataset(spec: Spec) -> Iterator[Finding]:
-    field, dataset, vocabulary = "spec.training.dataset", spec.training.dataset, spec.model.vocabulary_size
+    field, dataset, vocabulary = "spec.training.dataset", spec.training.dataset, model_of(spec.model).vocabulary_size
     if dataset.source is not DatasetSource.SYNTHETIC and vocabulary < BYTE_VOCABULARY:
         yield Finding(
             "spec.model.vocabularySize",
@@ -174,6 +232,52 @@ def _search(spec: Spec) -> Iterator[Finding]:
             f"excludes every way to use {spec.budget.gpus} devices",
             "keep one of PP, TP, DP and SDP, or use a single device",
         )
+    fixed = spec.search.algorithm is Algorithm.FIXED
+    if fixed != (spec.search.fixed_plan_ref is not None):
+        yield Finding(
+            "spec.search.fixedPlanRef",
+            f"is {'missing' if fixed else 'set'} with algorithm {spec.search.algorithm}",
+            "name the ConfigMap with the plan" if fixed else "leave it out, or use algorithm Fixed",
+        )
+
+
+def _profiling(spec: Spec) -> Iterator[Finding]:
+    profiling = spec.profiling
+    never = profiling.policy is ProfilingPolicy.NEVER
+    if never and profiling.device is None:
+        yield Finding(
+            "spec.profiling.device", "is missing with policy Never", f"name one of {', '.join(catalogue.DEVICES)}"
+        )
+    for field, name in (
+        ("device", profiling.device),
+        ("linkWithinNode", profiling.link_within_node),
+        ("linkBetweenNodes", profiling.link_between_nodes),
+    ):
+        if name is not None and not never:
+            yield Finding(
+                f"spec.profiling.{field}",
+                f"is {name} with policy {profiling.policy}, which measures",
+                "leave it out, or use policy Never",
+            )
+    if never and profiling.device is not None:
+        yield from _catalogue_device(spec, profiling.device)
+
+
+def _catalogue_device(spec: Spec, name: str) -> Iterator[Finding]:
+    profiling = spec.profiling
+    try:
+        device = catalogue.device(name)
+        device.peak_flops(Precision(spec.training.precision.value))
+        catalogue.links(device, within_node=profiling.link_within_node, between_nodes=profiling.link_between_nodes)
+    except InvalidInput as error:
+        yield Finding("spec.profiling", f"does not describe the devices: {error.problem}", error.remedy)
+        return
+    if (device.kind is DeviceKind.CPU) != spec.budget.uses_cpu:
+        yield Finding(
+            "spec.profiling.device",
+            f"is {name}, a {device.kind} device, with spec.budget.resourceName {spec.budget.resource_name}",
+            "name the device that the budget counts",
+        )
 
 
 def _environment(spec: Spec) -> Iterator[Finding]:
@@ -187,10 +291,12 @@ def _environment(spec: Spec) -> Iterator[Finding]:
 
 RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     _model,
+    _training,
     _budget,
     _batch,
     _dataset,
     _optimizer,
     _search,
+    _profiling,
     _environment,
 )

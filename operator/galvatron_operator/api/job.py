@@ -8,10 +8,11 @@ from typing import Any, Literal, Self, assert_never
 from pydantic import AwareDatetime, ConfigDict, Field, ValidationError, model_validator
 
 from galvatron_operator.api.checks import check_name, check_spec, check_volumes
+from galvatron_operator.api.models import model_of
 from galvatron_operator.api.spec import DatasetSource, PipelineSchedule, Resume, Spec, SpecValue
 from galvatron_planner.cluster import Cluster, DeviceKind
 from galvatron_planner.errors import InvalidInput
-from galvatron_planner.model import Family, ModelSpec, Precision
+from galvatron_planner.model import ModelSpec, Precision
 from galvatron_planner.problem import BatchRange, Schedule, SearchLimits
 from galvatron_planner.training import (
     AdamW,
@@ -79,17 +80,7 @@ class GalvatronJob(SpecValue):
     @property
     def model(self) -> ModelSpec:
         """The model with every default filled in."""
-        fields = self.spec.model
-        return ModelSpec(
-            family=fields.family,
-            hidden_size=fields.hidden_size,
-            num_layers=fields.num_layers,
-            num_heads=fields.num_attention_heads,
-            num_key_value_heads=fields.num_key_value_heads or fields.num_attention_heads,
-            feed_forward_size=fields.feed_forward_size or default_feed_forward_size(fields.family, fields.hidden_size),
-            sequence_length=fields.sequence_length,
-            vocabulary_size=fields.vocabulary_size,
-        )
+        return model_of(self.spec.model)
 
     @property
     def precision(self) -> Precision:
@@ -126,6 +117,7 @@ class GalvatronJob(SpecValue):
             max_tensor_degree=search.max_degrees.tensor or _UNBOUNDED_DEGREE,
             max_pipeline_degree=search.max_degrees.pipeline or _UNBOUNDED_DEGREE,
             schedule=_schedule(search.pipeline_schedule),
+            algorithm=search.algorithm,
         )
 
 
@@ -163,21 +155,6 @@ def training_spec(job: GalvatronJob, *, checkpoint_directory: str, data_root: st
         data=_data(job, data_root),
         checkpoints=_checkpoints(job, checkpoint_directory),
     )
-
-
-def default_feed_forward_size(family: Family, hidden_size: int) -> int:
-    """Inner width of the feed-forward part when the user names none.
-
-    GPT: four times the hidden size (Radford et al. 2019). Llama: 8/3 of it, which gives its three matrices the
-    parameters of GPT's two, rounded up to a multiple of 256 (Touvron et al. 2023: 4096 -> 11008).
-    """
-    match family:
-        case Family.GPT:
-            return 4 * hidden_size
-        case Family.LLAMA:
-            return -(-8 * hidden_size // (3 * 256)) * 256
-        case _:
-            assert_never(family)
 
 
 def _schedule(schedule: PipelineSchedule) -> Schedule:

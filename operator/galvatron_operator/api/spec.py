@@ -13,7 +13,8 @@ from pydantic.alias_generators import to_camel
 
 from galvatron_planner.documents import Value
 from galvatron_planner.model import Family
-from galvatron_planner.problem import SearchDimension
+from galvatron_planner.presets import PRESETS
+from galvatron_planner.problem import Algorithm, SearchDimension
 
 CPU_RESOURCE = "cpu"
 """``spec.budget.resourceName`` of a job whose devices are CPU processes."""
@@ -34,6 +35,8 @@ _SEGMENT = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"
 DirectoryPath = Annotated[str, StringConstraints(pattern=rf"^{_SEGMENT}(/{_SEGMENT})*$", max_length=255)]
 """A relative path that cannot leave its volume: no part begins with a dot."""
 DataPath = Annotated[str, StringConstraints(pattern=rf"^(\.|{_SEGMENT}(/{_SEGMENT})*)$", max_length=255)]
+ConfigMapKey = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
+CatalogueName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 LabelText = Annotated[str, StringConstraints(max_length=317)]
 
 BatchSize = Annotated[int, Field(ge=1, le=1_048_576)]
@@ -55,16 +58,25 @@ class Execution(StrEnum):
 
 
 class ModelFields(SpecValue):
-    """``spec.model``."""
+    """``spec.model``: a preset, or family and shape; which fields a family needs is in ``checks.py``."""
 
-    family: Family
-    hidden_size: int = Field(ge=1, le=262_144)
-    num_layers: int = Field(ge=1, le=1024)
-    num_attention_heads: int = Field(ge=1, le=1024)
+    preset: Annotated[str, Field(max_length=63, json_schema_extra={"enum": [*PRESETS]})] | None = None
+    family: Family | None = None
+    hidden_size: int | None = Field(default=None, ge=1, le=262_144)
+    num_layers: int | None = Field(default=None, ge=1, le=1024)
+    num_attention_heads: int | None = Field(default=None, ge=1, le=1024)
     num_key_value_heads: int | None = Field(default=None, ge=1, le=1024)
+    head_size: int | None = Field(default=None, ge=1, le=65_536)
     feed_forward_size: int | None = Field(default=None, ge=1, le=1_048_576)
-    vocabulary_size: int = Field(default=256, ge=2, le=2_097_152)
-    sequence_length: int = Field(ge=1, le=1_048_576)
+    vocabulary_size: int | None = Field(default=None, ge=2, le=2_097_152)
+    sequence_length: int | None = Field(default=None, ge=1, le=1_048_576)
+    rotary_base: int | None = Field(default=None, ge=1, le=2_000_000_000)
+    num_decoder_layers: int | None = Field(default=None, ge=1, le=1024)
+    decoder_sequence_length: int | None = Field(default=None, ge=1, le=1_048_576)
+    image_size: int | None = Field(default=None, ge=1, le=65_536)
+    patch_size: int | None = Field(default=None, ge=1, le=65_536)
+    depths: tuple[Annotated[int, Field(ge=1, le=1024)], ...] | None = Field(default=None, max_length=8)
+    window_size: int | None = Field(default=None, ge=1, le=65_536)
 
 
 class Budget(SpecValue):
@@ -160,9 +172,18 @@ class MaxDegrees(SpecValue):
     tensor: int | None = Field(default=None, ge=1, le=1024)
 
 
+class FixedPlanRef(SpecValue):
+    """``spec.search.fixedPlanRef``: where in the job's namespace the plan of algorithm ``Fixed`` is."""
+
+    name: ObjectName
+    key: ConfigMapKey = "plan.json"
+
+
 class Search(SpecValue):
     """``spec.search``."""
 
+    algorithm: Algorithm = Algorithm.OPTIMAL
+    fixed_plan_ref: FixedPlanRef | None = None
     excluded_dimensions: tuple[SearchDimension, ...] = Field(default=(), max_length=5)
     max_degrees: MaxDegrees = MaxDegrees()
     pipeline_schedule: PipelineSchedule = PipelineSchedule.ONE_F_ONE_B
@@ -174,12 +195,17 @@ class ProfilingPolicy(StrEnum):
 
     IF_NOT_CACHED = "IfNotCached"
     ALWAYS = "Always"
+    NEVER = "Never"
+    """Plan from data sheets: ``galvatron_planner.catalogue``."""
 
 
 class Profiling(SpecValue):
-    """``spec.profiling``."""
+    """``spec.profiling``; device and links are names of the catalogue, for the policy ``Never`` only."""
 
     policy: ProfilingPolicy = ProfilingPolicy.IF_NOT_CACHED
+    device: CatalogueName | None = None
+    link_within_node: CatalogueName | None = None
+    link_between_nodes: CatalogueName | None = None
     timeout_seconds: Seconds = 1800
 
 

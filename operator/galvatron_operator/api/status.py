@@ -111,8 +111,8 @@ class Restarts(StatusValue):
 class ProfileStatus(StatusValue):
     """Which profile the plan rests on."""
 
-    config_map_name: str
-    source: Literal["Measured", "Cache"]
+    config_map_name: str | None = None
+    source: Literal["Measured", "Cache", "Analytic"]
     digest: str
 
 

@@ -2,7 +2,7 @@
 
     finished?   release pods, later delete the job           finishing.py
     suspended?  stop pods, keep documents                    finishing.py
-    no profile  take it from the cache, or measure it        profiling.py
+    no profile  from the cache, a catalogue, or measured     profiling.py
     no plan     search it                                    searching.py
     plan        train: attempts of a gang                    training.py, gang.py
 
@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any
 
 from galvatron_operator import names
-from galvatron_operator.api import ConditionType, Execution, JobStatus, parse, parse_status
+from galvatron_operator.api import ConditionType, Execution, JobStatus, ProfilingPolicy, parse, parse_status
 from galvatron_operator.decide.announcing import announce, phase_of
 from galvatron_operator.decide.finishing import after_the_end, check_deadline, refuse, suspend
 from galvatron_operator.decide.observed import (
@@ -32,8 +32,8 @@ from galvatron_operator.decide.observed import (
     SearchProblem,
     reference,
 )
-from galvatron_operator.decide.profiling import cached_profile, measure, request_of, say_profile_ready
-from galvatron_operator.decide.searching import existing_plan, say_plan_ready, search
+from galvatron_operator.decide.profiling import measure, profile_at_hand, request_of, say_profile_ready
+from galvatron_operator.decide.searching import await_fixed_plan, existing_plan, say_plan_ready, search
 from galvatron_operator.decide.situation import FALSE, TRUE, Situation, complete
 from galvatron_operator.decide.training import has_finished_training, train
 from galvatron_operator.manifests.metadata import Manifest
@@ -51,6 +51,7 @@ __all__ = [
     "SearchOutcome",
     "SearchProblem",
     "decide",
+    "fixed_plan_to_look_up",
     "profile_to_look_up",
     "reference",
     "reject",
@@ -96,8 +97,23 @@ def profile_to_look_up(
     except InvalidInput:
         # ``decide`` says so.
         return None
+    if job.spec.profiling.policy is ProfilingPolicy.NEVER:
+        return None
     name = names.profile_config_map(request_of(job, settings).digest())
     return ObjectRef(Kind.CONFIG_MAP, job.namespace, name)
+
+
+def fixed_plan_to_look_up(body: Mapping[str, Any], children: tuple[Manifest, ...]) -> ObjectRef | None:
+    """Name the ConfigMap in which the user brings a plan; None where none is needed (any more)."""
+    if any(names.PLAN_KEY in child.get("data", {}) for child in children):
+        return None
+    try:
+        job = parse(body)
+    except InvalidInput:
+        # ``decide`` says so.
+        return None
+    ref = job.spec.search.fixed_plan_ref
+    return None if ref is None else ObjectRef(Kind.CONFIG_MAP, job.namespace, ref.name)
 
 
 def _situation(
@@ -143,9 +159,11 @@ def _resume(situation: Situation) -> Situation:
 
 
 def _plan(situation: Situation) -> Decision:
-    """Find the profile, then the plan."""
+    """Find the profile, then the plan; not the profile for a plan that is not there."""
+    if (unready := await_fixed_plan(situation)) is not None:
+        return unready
     request = request_of(situation.job, situation.settings)
-    profile = cached_profile(situation, request)
+    profile = profile_at_hand(situation, request)
     if profile is None:
         return measure(situation, request)
     return search(say_profile_ready(situation, profile), profile)

@@ -12,7 +12,7 @@ _SUCCESSES = {
     ConditionType.COMPLETE: ConditionStatus.TRUE,
 }
 """Conditions whose becoming true is news."""
-_PROBLEMS = frozenset({"Restarting", "Unschedulable", "ImagePullError", "ContainerError"})
+_PROBLEMS = frozenset({"Restarting", "Unschedulable", "ImagePullError", "ContainerError", "FixedPlanMissing"})
 """Reasons that are news when they appear in a condition that is not true."""
 
 

@@ -13,7 +13,7 @@ from galvatron_operator.api import JobStatus
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_planner.documents import Digest
 from galvatron_planner.plan import Plan
-from galvatron_planner.problem import PlanningProblem
+from galvatron_planner.problem import Algorithm, PlanningProblem
 from galvatron_planner.worker import WorkerStatus
 
 
@@ -53,6 +53,8 @@ class SearchProblem(StrEnum):
     """Why a search ended without a plan; the values are condition reasons."""
 
     NO_FEASIBLE_PLAN = "NoFeasiblePlan"
+    INVALID_PLAN = "InvalidPlan"
+    """The plan that the user has brought is for something else."""
     TIMED_OUT = "SearchTimedOut"
     FAILED = "SearchFailed"
 
@@ -62,16 +64,18 @@ class SearchOutcome:
     """How a search ended: with a plan, or with a problem.
 
     Attributes:
-        problem_digest: the planning problem that was searched.
+        digest: of the order that it answers.
         seconds: duration of the search.
+        algorithm: how it was searched.
         plan: absent when there is a problem.
         report: why this plan, for people.
         problem: absent when there is a plan.
         message: what is wrong and what to do, with ``problem``.
     """
 
-    problem_digest: Digest
+    digest: Digest
     seconds: float
+    algorithm: Algorithm = Algorithm.OPTIMAL
     plan: Plan | None = None
     report: str = ""
     problem: SearchProblem | None = None
@@ -80,10 +84,23 @@ class SearchOutcome:
 
 @dataclass(frozen=True, slots=True)
 class SearchOrder:
-    """Ask for a search; equal orders are one search."""
+    """Ask for a search; orders of one digest are one search.
+
+    Attributes:
+        problem: what to plan.
+        timeout_seconds: after which the search fails.
+        fixed_plan: what the user has brought instead of a search.
+    """
 
     problem: PlanningProblem
     timeout_seconds: float
+    fixed_plan: Plan | None = None
+
+    @property
+    def digest(self) -> Digest:
+        """Identity of what is asked."""
+        problem = self.problem.digest()
+        return problem if self.fixed_plan is None else Digest(problem[:32] + self.fixed_plan.digest()[:32])
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +113,7 @@ class Observed:
         reports: what supervisors answer, by name of their pod; silent pods are absent.
         result: what the profiler of node 0 hands out, absent while it measures.
         search: how the job's newest search ended, absent while there is none.
+        fixed_plan: ConfigMap that ``spec.search.fixedPlanRef`` names, as long as it is needed.
     """
 
     children: tuple[Manifest, ...] = ()
@@ -103,6 +121,7 @@ class Observed:
     reports: Mapping[str, WorkerStatus] = field(default_factory=dict)
     result: str | None = None
     search: SearchOutcome | None = None
+    fixed_plan: Manifest | None = None
 
     def of_kind(self, kind: Kind) -> tuple[Manifest, ...]:
         """Select children of one kind."""

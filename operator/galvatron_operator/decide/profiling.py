@@ -21,11 +21,13 @@ from galvatron_operator.failures import REACTIONS, Action, Failure, cause, failu
 from galvatron_operator.manifests import profiling
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.settings import Settings
+from galvatron_planner import catalogue
+from galvatron_planner.analytic import analytic_profile
 from galvatron_planner.cluster import Cluster
 from galvatron_planner.errors import InvalidDocument
 from galvatron_planner.model import ModelSpec, Precision
 from galvatron_planner.problem import BatchRange, SearchLimits
-from galvatron_planner.profiles import Profile, ProfileRequest
+from galvatron_planner.profiles import Profile, ProfileRequest, ProfileSource
 from galvatron_planner.search.request import profile_request
 from galvatron_planner.worker import WorkerStatus
 
@@ -43,12 +45,30 @@ def _request(
     return profile_request(model, cluster, precision=precision, batch=batch, limits=limits, runtime_version=place)
 
 
-def cached_profile(situation: Situation, request: ProfileRequest) -> Profile | None:
-    """Read the profile that this job may use, if there is one.
+def profile_from_catalogue(job: GalvatronJob, request: ProfileRequest) -> Profile:
+    """Work a profile out from data sheets, for the policy ``Never``."""
+    asked = job.spec.profiling
+    if asked.device is None:
+        raise AssertionError("policy Never without a device")  # checks.py has refused it
+    return _analytic(request, asked.device, asked.link_within_node, asked.link_between_nodes)
+
+
+# Kept, like requests: 30 ms for 16,384 devices.
+@lru_cache(maxsize=128)
+def _analytic(request: ProfileRequest, device_name: str, within_node: str | None, between_nodes: str | None) -> Profile:
+    device = catalogue.device(device_name)
+    links = catalogue.links(device, within_node=within_node, between_nodes=between_nodes)
+    return analytic_profile(request, device, links)
+
+
+def profile_at_hand(situation: Situation, request: ProfileRequest) -> Profile | None:
+    """Give the profile that this job may use without measuring, if there is one.
 
     With the policy ``Always`` a job uses only what it has measured itself. A profile that cannot be read is measured
     again: caches outlive versions.
     """
+    if situation.job.spec.profiling.policy is ProfilingPolicy.NEVER:
+        return profile_from_catalogue(situation.job, request)
     config_map = situation.seen.cached_profile
     measured = situation.status.profile is not None and situation.status.profile.source == "Measured"
     if config_map is None or not (measured or situation.job.spec.profiling.policy is ProfilingPolicy.IF_NOT_CACHED):
@@ -62,6 +82,10 @@ def cached_profile(situation: Situation, request: ProfileRequest) -> Profile | N
 
 def say_profile_ready(situation: Situation, profile: Profile) -> Situation:
     """Say which profile is used, and whether this job has measured it."""
+    if profile.source is ProfileSource.ANALYTIC:
+        analytic = ProfileStatus(source="Analytic", digest=profile.digest())
+        message = f"{profile.source.caveat}: {profile.device_name}"
+        return situation.with_status(profile=analytic).say(ConditionType.PROFILE_READY, TRUE, "AnalyticModel", message)
     known = situation.status.profile
     source = known.source if known is not None and known.digest == profile.digest() else "Cache"
     return _say_ready(situation, profile, measured=source == "Measured")

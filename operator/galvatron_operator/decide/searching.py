@@ -1,14 +1,18 @@
 """From a profile to a plan: searched by a process of the operator, then kept in an immutable ConfigMap."""
 
 from galvatron_operator import names
-from galvatron_operator.api import ConditionType, Estimates, PlanStatus
-from galvatron_operator.decide.observed import Decision, Kind, SearchOrder, SearchOutcome
+from galvatron_operator.api import ConditionType, Estimates, PlanStatus, ProfilingPolicy
+from galvatron_operator.decide.observed import Decision, Kind, SearchOrder, SearchOutcome, SearchProblem
 from galvatron_operator.decide.situation import AT_ONCE_SECONDS, FALSE, POLL_SECONDS, TRUE, Situation, fail
 from galvatron_operator.manifests import training
+from galvatron_planner.errors import InvalidDocument
 from galvatron_planner.plan import Plan
-from galvatron_planner.problem import PlanningProblem
+from galvatron_planner.problem import Algorithm, PlanningProblem
 from galvatron_planner.profiles import Profile
 from galvatron_planner.units import format_quantity
+
+FIXED_PLAN_SECONDS = 30.0
+"""Between two looks for a plan that its user has not brought yet: ConfigMaps of users are not watched."""
 
 
 def existing_plan(situation: Situation) -> Plan | None:
@@ -37,15 +41,38 @@ def say_plan_ready(situation: Situation, plan: Plan) -> Situation:
     known = situation.status.plan
     if known is None or known.config_map_name != name:
         known = _plan_status(plan, name, situation.seen.search)
-    ready = situation.with_status(plan=known).say(ConditionType.PLAN_READY, TRUE, "PlanFound", plan.summary)
+    reason = "FixedPlan" if situation.job.spec.search.algorithm is Algorithm.FIXED else "PlanFound"
+    ready = situation.with_status(plan=known).say(ConditionType.PLAN_READY, TRUE, reason, plan.summary)
     if ready.status.is_true(ConditionType.PROFILE_READY):
         return ready
     # The status that said so was lost; the plan is proof that there was a profile.
-    return ready.say(ConditionType.PROFILE_READY, TRUE, "Profiled", f"the profile behind ConfigMap {name}")
+    never = situation.job.spec.profiling.policy is ProfilingPolicy.NEVER
+    source = "AnalyticModel" if never else "Profiled"
+    return ready.say(ConditionType.PROFILE_READY, TRUE, source, f"the profile behind ConfigMap {name}")
+
+
+def await_fixed_plan(situation: Situation) -> Decision | None:
+    """Wait for the plan that the job names, or end the job over one that cannot be read; None when all is well."""
+    ref = situation.job.spec.search.fixed_plan_ref
+    if ref is None:
+        return None
+    text = _fixed_plan_text(situation)
+    if text is None:
+        there = situation.seen.fixed_plan is not None
+        problem = f"ConfigMap {ref.name} has no key {ref.key}" if there else f"ConfigMap {ref.name} does not exist"
+        message = f"{problem}; create it: kubectl create configmap {ref.name} --from-file={ref.key}=plan.json"
+        waiting = situation.say(ConditionType.PLAN_READY, FALSE, "FixedPlanMissing", message)
+        return waiting.decide(after_seconds=FIXED_PLAN_SECONDS)
+    try:
+        Plan.from_json(text)
+    except InvalidDocument as error:
+        reason, message = SearchProblem.INVALID_PLAN.value, f"ConfigMap {ref.name}, key {ref.key}: {error}"
+        return fail(situation.say(ConditionType.PLAN_READY, FALSE, reason, message), reason, message)
+    return None
 
 
 def search(situation: Situation, profile: Profile) -> Decision:
-    """Have the plan searched, and keep it when it is found."""
+    """Have the plan searched, or the user's own priced, and keep it when that is done."""
     job = situation.job
     problem = PlanningProblem(
         model=job.model,
@@ -55,16 +82,29 @@ def search(situation: Situation, profile: Profile) -> Decision:
         limits=job.limits,
         profile=profile,
     )
+    text = _fixed_plan_text(situation)
+    order = SearchOrder(
+        problem,
+        timeout_seconds=job.spec.search.timeout_seconds,
+        fixed_plan=None if text is None else Plan.from_json(text),
+    )
     outcome = situation.seen.search
-    if outcome is None or outcome.problem_digest != problem.digest():
+    if outcome is None or outcome.digest != order.digest:
         searching = situation.say(ConditionType.PLAN_READY, FALSE, "Searching")
-        order = SearchOrder(problem, timeout_seconds=job.spec.search.timeout_seconds)
         return searching.decide(search=order, after_seconds=POLL_SECONDS)
     if outcome.plan is None:
         reason = str(outcome.problem)
         return fail(situation.say(ConditionType.PLAN_READY, FALSE, reason, outcome.message), reason, outcome.message)
     keep = training.plan_config_map(job, outcome.plan, report=outcome.report)
     return situation.decide(apply=(keep,), after_seconds=AT_ONCE_SECONDS)
+
+
+def _fixed_plan_text(situation: Situation) -> str | None:
+    ref, config_map = situation.job.spec.search.fixed_plan_ref, situation.seen.fixed_plan
+    if ref is None or config_map is None:
+        return None
+    text: str | None = config_map.get("data", {}).get(ref.key)
+    return text
 
 
 def _plan_status(plan: Plan, name: str, outcome: SearchOutcome | None) -> PlanStatus:

@@ -1,10 +1,14 @@
 """The training of a job: documents 3 and 4, a headless Service, and the StatefulSet of the trainers."""
 
+from contextlib import suppress
+
 from galvatron_operator import names
 from galvatron_operator.api import GalvatronJob
 from galvatron_operator.manifests.metadata import Manifest, document_config_map, headless_service, metadata
 from galvatron_operator.manifests.pods import NODE_RANK, Mount, NodePod, documents_mount, pod_template
 from galvatron_operator.torchrun import LOOPBACK, TRAIN_MODULE, Launch, WhenFinished, training_arguments
+from galvatron_planner.errors import InexpressiblePlan
+from galvatron_planner.interop.plans import to_galvatron
 from galvatron_planner.plan import Plan
 from galvatron_planner.training import TrainingSpec
 
@@ -13,9 +17,11 @@ SUPERVISOR_SECONDS = 20
 
 
 def plan_config_map(job: GalvatronJob, plan: Plan, *, report: str) -> Manifest:
-    """Document 3, and beside it the search's report as JSON."""
+    """Document 3, beside it the search's report as JSON, and the plan for Hetu-Galvatron where that can hold it."""
     name = names.plan_config_map(job.name, plan.digest())
     data = {names.PLAN_KEY: plan.to_json(), names.REPORT_KEY: report}
+    with suppress(InexpressiblePlan):
+        data[names.GALVATRON_PLAN_KEY] = to_galvatron(plan).to_json()
     return document_config_map(job, name, names.COMPONENT_TRAINER, data)
 
 

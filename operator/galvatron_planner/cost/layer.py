@@ -21,7 +21,7 @@ from galvatron_planner.dimensions import (
 from galvatron_planner.model import LayerSpec, Precision
 from galvatron_planner.profiles import LayerProfile, Profile, interpolate
 from galvatron_planner.strategy import Dimension, LayerStrategy
-from galvatron_planner.workload import boundary_bytes
+from galvatron_planner.workload import input_bytes
 
 STORED_PER_PARAMETER = 4
 """Parameter, gradient, and the two moments of AdamW."""
@@ -98,7 +98,7 @@ def price(layer: LayerSpec, strategy: LayerStrategy, *, micro_batch_size: int, c
     recomputed = passes.forward_seconds if strategy.checkpoint else 0.0
     backward = recomputed + passes.backward_seconds
     blocking = spoken.backward + (spoken.recomputed if strategy.checkpoint else ())
-    input_bytes = local_samples * boundary_bytes(layer, conditions.precision)
+    arriving = local_samples * input_bytes(layer, conditions.precision)
     held = held_elements(layer, strategy)
     return LayerCost(
         forward_seconds=_seconds(spoken.forward, conditions)
@@ -108,9 +108,9 @@ def price(layer: LayerSpec, strategy: LayerStrategy, *, micro_batch_size: int, c
         sync_seconds=_exposed_sync_seconds(backward, spoken, conditions),
         optimizer_seconds=held * conditions.profile.optimizer_seconds_per_parameter,
         state_bytes=_state_bytes(strategy, held, conditions.precision),
-        activation_bytes=min(input_bytes, passes.activation_bytes) if strategy.checkpoint else passes.activation_bytes,
+        activation_bytes=min(arriving, passes.activation_bytes) if strategy.checkpoint else passes.activation_bytes,
         transient_bytes=passes.transient_bytes
-        + (max(passes.activation_bytes - input_bytes, 0) if strategy.checkpoint else 0)
+        + (max(passes.activation_bytes - arriving, 0) if strategy.checkpoint else 0)
         + _gradient_bytes(layer, strategy, conditions.precision),
         gathered_bytes=_gathered_bytes(layer, strategy, conditions.precision),
     )

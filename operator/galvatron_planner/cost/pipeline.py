@@ -3,19 +3,12 @@
 Sources: GPipe (Huang et al. 2019); 1F1B, also PipeDream-Flush (Narayanan et al. 2021, arXiv 2104.04473, section 2.2).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from functools import lru_cache
 from typing import assert_never
 
 from galvatron_planner.problem import Schedule
-
-
-class Pass(StrEnum):
-    """What a stage does with a micro-batch."""
-
-    FORWARD = "forward"
-    BACKWARD = "backward"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +42,6 @@ def in_flight(schedule: Schedule, *, stage_index: int, num_stages: int, num_micr
             assert_never(schedule)
 
 
-def order(
-    schedule: Schedule, *, stage_index: int, num_stages: int, num_micro_batches: int
-) -> Iterator[tuple[Pass, int]]:
-    """Give what a stage does, one pass of one micro-batch after another."""
-    ahead = in_flight(schedule, stage_index=stage_index, num_stages=num_stages, num_micro_batches=num_micro_batches)
-    for index in range(ahead):
-        yield Pass.FORWARD, index
-    for index in range(num_micro_batches):
-        yield Pass.BACKWARD, index
-        if index + ahead < num_micro_batches:
-            yield Pass.FORWARD, index + ahead
-
-
 def finish_seconds(stages: Sequence[StageSeconds], *, num_micro_batches: int, schedule: Schedule) -> tuple[float, ...]:
     """Tell when each stage ends its last pass, counted from the start of the step.
 
@@ -70,48 +50,41 @@ def finish_seconds(stages: Sequence[StageSeconds], *, num_micro_batches: int, sc
     """
     if len(stages) == 1:
         return (num_micro_batches * stages[0].seconds,)
-    timeline = _Timeline(stages, num_micro_batches)
-    orders = [
-        order(schedule, stage_index=k, num_stages=len(stages), num_micro_batches=num_micro_batches)
-        for k in range(len(stages))
-    ]
-    upcoming = [next(one, None) for one in orders]
-    while any(one is not None for one in upcoming):
-        for k, stage_order in enumerate(orders):
-            # As far as this stage gets with what has arrived; the 1F1B order never deadlocks.
-            while (one := upcoming[k]) is not None and timeline.runs(k, *one):
-                upcoming[k] = next(stage_order, None)
-    return tuple(timeline.free)
-
-
-class _Timeline:
-    """When passes ended so far; it has state because the recurrence is evaluated in order of dependency."""
-
-    def __init__(self, stages: Sequence[StageSeconds], num_micro_batches: int) -> None:
-        self.stages = stages
-        self.free = [0.0] * len(stages)
-        self._forward: list[list[float | None]] = [[None] * num_micro_batches for _ in stages]
-        self._backward: list[list[float | None]] = [[None] * num_micro_batches for _ in stages]
-
-    def runs(self, k: int, direction: Pass, index: int) -> bool:
-        """Run one pass if what it needs has arrived."""
-        arrived = self._arrival(k, direction, index)
-        if arrived is None:
-            return False
-        stage = self.stages[k]
-        seconds = stage.forward_seconds if direction is Pass.FORWARD else stage.backward_seconds
-        self.free[k] = max(self.free[k], arrived) + seconds
-        ends = self._forward if direction is Pass.FORWARD else self._backward
-        ends[k][index] = self.free[k]
-        return True
-
-    def _arrival(self, k: int, direction: Pass, index: int) -> float | None:
-        if direction is Pass.FORWARD:
-            if k == 0:
-                return 0.0
-            sent, hop = self._forward[k - 1][index], self.stages[k - 1].hop_seconds
+    forward = [stage.forward_seconds for stage in stages]
+    backward = [stage.backward_seconds for stage in stages]
+    hops = [stage.hop_seconds for stage in stages]
+    last = len(stages) - 1
+    free = [0.0] * len(stages)
+    forward_ends = [[0.0] * num_micro_batches for _ in stages]
+    backward_ends = [[0.0] * num_micro_batches for _ in stages]
+    for k, is_forward, index in passes_in_order(schedule, num_stages=len(stages), num_micro_batches=num_micro_batches):
+        start = free[k]
+        if is_forward:
+            if k and (arrival := forward_ends[k - 1][index] + hops[k - 1]) > start:
+                start = arrival
+            free[k] = forward_ends[k][index] = start + forward[k]
         else:
-            if k == len(self.stages) - 1:
-                return self._forward[k][index]
-            sent, hop = self._backward[k + 1][index], self.stages[k].hop_seconds
-        return None if sent is None else sent + hop
+            if k < last and (arrival := backward_ends[k + 1][index] + hops[k]) > start:
+                start = arrival
+            free[k] = backward_ends[k][index] = start + backward[k]
+    return tuple(free)
+
+
+@lru_cache(maxsize=64)
+def passes_in_order(
+    schedule: Schedule, *, num_stages: int, num_micro_batches: int
+) -> tuple[tuple[int, bool, int], ...]:
+    """List all passes (stage, whether it is a forward pass, micro-batch), each after those that it waits for.
+
+    Passes are sorted by when they start if every pass takes the same time and transfers take none.
+    """
+    starts: list[tuple[int, int, bool, int]] = []
+    for k in range(num_stages):
+        ahead = in_flight(schedule, stage_index=k, num_stages=num_stages, num_micro_batches=num_micro_batches)
+        # The last stage turns the first micro-batch round when it has all that it may have in flight.
+        turn = num_stages + (num_micro_batches - 1 if schedule is Schedule.GPIPE else 0)
+        step = 1 if schedule is Schedule.GPIPE else 2
+        for index in range(num_micro_batches):
+            starts.append((k + index * (1 if index < ahead else step), k, True, index))
+            starts.append((turn + num_stages - 1 - k + step * index, k, False, index))
+    return tuple((k, is_forward, index) for _, k, is_forward, index in sorted(starts))

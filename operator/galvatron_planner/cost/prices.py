@@ -11,7 +11,7 @@ from galvatron_planner.model import LayerSpec
 from galvatron_planner.problem import PlanningProblem
 from galvatron_planner.profiles import Collective
 from galvatron_planner.strategy import LayerStrategy, Layout
-from galvatron_planner.workload import boundary_bytes
+from galvatron_planner.workload import input_bytes, output_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +89,13 @@ class PriceList:
         link = self.conditions.profile.link(Collective.POINT_TO_POINT, Group(size=2, stride=num_devices))
         return link.seconds(micro_batch_bytes // exit_layout.data_degree)
 
-    def micro_batch_bytes(self, layer: LayerSpec, micro_batch_size: int) -> int:
-        """Bytes of a whole micro-batch's hidden activation at the boundary of a layer."""
-        return micro_batch_size * boundary_bytes(layer, self.conditions.precision)
+    def arriving_bytes(self, layer: LayerSpec, micro_batch_size: int) -> int:
+        """Bytes of everything that a whole micro-batch brings into a layer."""
+        return micro_batch_size * input_bytes(layer, self.conditions.precision)
+
+    def leaving_bytes(self, layer: LayerSpec, micro_batch_size: int) -> int:
+        """Bytes of everything that a whole micro-batch hands on to the next layer."""
+        return micro_batch_size * output_bytes(layer, self.conditions.precision)
 
     def entry_bytes(self, position: StagePosition, first: Layout, micro_batch_bytes: int) -> int:
         """Bytes of what the previous stage sends.
@@ -120,17 +124,19 @@ class PriceList:
         """
         size = position.micro_batch_size
         costs = [self.layer(one, strategy, size) for one, strategy in zip(stage_layers, strategies, strict=True)]
-        moved = self.micro_batch_bytes(stage_layers[0], size)
         layouts = [strategy.layout for strategy in strategies]
         before = [position.entry or layouts[0], *layouts[:-1]]
-        moves = [self.transition(one, other, moved) for one, other in zip(before, layouts, strict=True)]
+        arriving = [self.arriving_bytes(one, size) for one in stage_layers]
+        moves = [self.transition(*move) for move in zip(before, layouts, arriving, strict=True)]
         gathered = [0, *(cost.gathered_bytes for cost in costs[:-1])]
         transient = max(
             max(cost.transient_bytes + ahead, move.transient_bytes)
             for cost, ahead, move in zip(costs, gathered, moves, strict=True)
         )
         kept = sum(cost.kept_bytes(position.in_flight) for cost in costs)
-        boundaries = self.entry_bytes(position, layouts[0], moved) + self.exit_bytes(position, layouts[-1], moved)
+        leaving = self.leaving_bytes(stage_layers[-1], size)
+        boundaries = self.entry_bytes(position, layouts[0], arriving[0])
+        boundaries += self.exit_bytes(position, layouts[-1], leaving)
         return StageCost(
             forward_seconds=sum(c.forward_seconds for c in costs) + sum(m.forward_seconds for m in moves),
             backward_seconds=sum(c.backward_seconds for c in costs) + sum(m.backward_seconds for m in moves),

@@ -1,6 +1,7 @@
 """The whole step under a plan: the one number by which plans are ranked, and the memory that they need."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 from galvatron_planner import families
 from galvatron_planner.cost.pipeline import StageSeconds, finish_seconds, in_flight
@@ -49,13 +50,15 @@ def price_step(prices: PriceList, problem: PlanningProblem, stages: StageStrateg
     the gradient norm makes all of them wait for each other in between.
     """
     costs = stage_costs(prices, problem, stages, split)
-    moved = prices.micro_batch_bytes(families.layers(problem.model)[0], split.micro_batch_size)
+    layers = families.layers(problem.model)
+    ends_at = accumulate(len(stage) for stage in stages)
+    moved = [prices.leaving_bytes(layers[end - 1], split.micro_batch_size) for end in ends_at]
     last = len(costs) - 1
     passes = [
         StageSeconds(
             cost.forward_seconds,
             cost.backward_seconds,
-            prices.hop_seconds(cost.exit_layout, moved) if index < last else 0.0,
+            prices.hop_seconds(cost.exit_layout, moved[index]) if index < last else 0.0,
         )
         for index, cost in enumerate(costs)
     ]
@@ -70,6 +73,7 @@ def price_step(prices: PriceList, problem: PlanningProblem, stages: StageStrateg
         stage_seconds=tuple(stage.seconds for stage in passes),
         stage_peak_bytes=tuple(cost.peak_bytes + problem.profile.reserve_bytes for cost in costs),
         bubble_ratio=max(0.0, 1 - busiest / max(ends)),
+        source=problem.profile.source,
     )
 
 

@@ -7,6 +7,9 @@ is a local slice in forward, and its mirror in backward brings the gradients' ro
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 from galvatron_planner.cluster import Group
 from galvatron_planner.profiles import Collective, Profile
 from galvatron_planner.strategy import Layout
@@ -61,11 +64,14 @@ def price(before: Layout, after: Layout, *, micro_batch_bytes: int, profile: Pro
 @cache
 def is_local(before: Layout, after: Layout) -> bool:
     """Tell whether every device already holds all rows that it needs next."""
-    num_devices = before.data_degree * before.tensor_degree
-    rows = before.data_degree * after.data_degree
-    for rank in range(num_devices):
-        first, end = before.rows(rank, rows)
-        needed_first, needed_end = after.rows(rank, rows)
-        if needed_first < first or end < needed_end:
-            return False
-    return True
+    if after.data_degree < before.data_degree:
+        return False
+    ranks = np.arange(before.data_degree * before.tensor_degree)
+    wanted = _slices(after, ranks) * before.data_degree // after.data_degree
+    return bool((wanted == _slices(before, ranks)).all())
+
+
+def _slices(layout: Layout, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Tell which slice of the micro-batch each device holds, as :meth:`Layout.data_index`."""
+    outer = ranks // (layout.tensor_stride * layout.tensor_degree)
+    return np.asarray(outer * layout.tensor_stride + ranks % layout.tensor_stride)

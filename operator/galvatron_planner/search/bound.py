@@ -1,143 +1,163 @@
-"""Lower bounds: no choice of strategies is faster than these, whatever it does about memory.
+"""Lower bounds of stages: no choice of strategies is faster than these, whatever it does about memory.
 
-A price on memory (a Lagrange multiplier, in seconds per byte) turns the budget into a cost: the cheapest choice at any
-price, minus the price of the whole budget, bounds the fastest choice that fits from below. Everything is a shortest
-path over states (legend in ``graph.py``), so stages that start with the same layers share the work.
+A price on memory bounds the fastest choice that fits from below (``guide.py``). Here this is done for all stages of one
+place, all entries, exits and metrics at once: stages that begin with the same layers share the work.
+
+Legend: W weightings of the amounts of time, G ranges of working memory, E entries, M prices, S states, X exits.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from galvatron_planner.search.graph import Edges, Kinds, StageGraph
-from galvatron_planner.search.options import Flags, Floats, Integers, PipelineOptions
+from galvatron_planner.search.contents import Contents
+from galvatron_planner.search.graph import OUTSIDE, StageGraph
+from galvatron_planner.search.guide import kept_bytes, memory_prices, paid_seconds
+from galvatron_planner.search.options import Floats, Integers
 
-NUM_PRICES = 13
-"""Memory prices tried, besides zero: powers of two around the exchange rate of time and memory of the layers."""
+NUM_CAP_GROUPS = 3
+"""Ranges of working memory that are told apart."""
 
-
-def memory_prices(options: PipelineOptions, in_flight: int) -> Floats:
-    """Choose the memory prices to try, (M,): zero, and powers of two around the layers' own exchange rate."""
-    rates = []
-    for layer in options.layers:
-        seconds, kept = float(np.ptp(layer.seconds)), float(np.ptp(layer.kept(in_flight)))
-        if seconds > 0 and kept > 0:
-            rates.append(seconds / kept)
-    if not rates:
-        return np.zeros(1)
-    middle = float(np.median(rates))
-    return np.array([0.0, *(middle * 2.0 ** (k - NUM_PRICES // 2) for k in range(NUM_PRICES))])
+Value = tuple[Floats, Floats]
+"""Paid seconds, (W, G, E, M, S), and least bytes kept, (G, E, S), of ways to the end of some layers."""
 
 
 @dataclass(frozen=True, slots=True)
-class Guide:
-    """Cheapest ways to the end of a stage: what a way to its first layers at least has ahead of it.
+class _CapGroup:
+    """A range of working memory: within it every option up to the largest is allowed, and the smallest is charged."""
 
-    Attributes:
-        cap: working memory that the ways keep to.
-        prices: memory prices, (M,).
-        to_go: per number of layers done from 1 on, paid seconds from each state to the end, (M, S).
-        total: paid seconds of the whole stage, (M,).
-        least_kept: per number of layers done from 1 on, least bytes that the rest keeps, (S,).
-        least_total: least bytes that the whole stage keeps.
-    """
-
-    cap: int
-    prices: Floats
-    to_go: tuple[Floats, ...]
-    total: Floats
-    least_kept: tuple[Floats, ...]
-    least_total: float
-
-    def seconds(self, room: float) -> float:
-        """Bound the seconds of a stage whose layers may keep ``room`` bytes; infinite when they cannot."""
-        if self.least_total > room:
-            return float("inf")
-        return float((self.total - self.prices * room).max())
+    least: int
+    most: int
 
 
-def guide(graph: StageGraph, kinds: Kinds, leaves: Flags, *, prices: Floats, cap: int) -> Guide:
-    """Find the cheapest ways to the end at every price, with working memory of at most ``cap`` bytes."""
-    exits = graph.exit_bytes.astype(np.float64)
-    to_go = [np.where(leaves[None, :], prices[:, None] * exits[None, :], np.inf)]
-    least = [np.where(leaves, exits, np.inf)]
-    path = graph.path(kinds)
-    weights: dict[int, tuple[Floats, Floats]] = {}
-    for edges in reversed(path):
-        if id(edges) not in weights:
-            weights[id(edges)] = paid_seconds(edges, prices, cap), kept_bytes(edges, cap)
-        paid, kept = weights[id(edges)]
-        to_go.append(np.asarray((paid + to_go[-1][:, None, :]).min(axis=2)))
-        least.append(np.asarray((kept + least[-1][None, :]).min(axis=1)))
-    total, least_total = to_go.pop()[:, 0], float(least.pop()[0])
-    return Guide(cap, prices, tuple(reversed(to_go)), total, tuple(reversed(least)), least_total)
+class BoundTable:
+    """Bounds of one place; it has state because options are prepared once."""
+
+    def __init__(self, graphs: Sequence[Sequence[StageGraph]], contents: Contents, *, exact_caps: bool = False) -> None:
+        """Prepare the options.
+
+        Args:
+            graphs: per weighting, of the same task but for the entry: one an entry.
+            contents: of the model.
+            exact_caps: whether every amount of working memory is told apart, for :meth:`peaks`.
+        """
+        self._graphs = graphs
+        self._contents = contents
+        self._task = graphs[0][0].task
+        caps = np.unique(np.concatenate([e.working.ravel() for g in graphs[0] for e in g.edges.values()]))
+        self._prices = _aligned([np.zeros(1) if exact_caps else memory_prices(g[0].options, g[0].task) for g in graphs])
+        self._groups = _cap_groups(caps, len(caps) if exact_caps else NUM_CAP_GROUPS)
+        self._least_working = _least_working(graphs[0], contents)
+        self._steps: dict[tuple[int, int], Value] = {}
+
+    def seconds(self, wanted: Integers) -> Floats:
+        """Bound the seconds of stages from below, (W, stages, E, X); infinite where a stage cannot fit."""
+        return self._followed(wanted, self._bound, (len(self._graphs),))
+
+    def peaks(self, wanted: Integers) -> Floats:
+        """Give the least device memory that stages need, without the reserve, (stages, E, X)."""
+        return self._followed(wanted, self._peak, ())
+
+    def _followed(self, wanted: Integers, read: Callable[[int, Value], Floats], leading: tuple[int, ...]) -> Floats:
+        """Follow the stages layer by layer and read off what is wanted: (..., stages, E, X)."""
+        index = {int(content): place for place, content in enumerate(wanted)}
+        found = np.full((*leading, len(index), len(self._graphs[0]), len(self._graphs[0][0].exits)), np.inf)
+        level: dict[int, Value] = {}
+        for contents in self._levels(index):
+            level = {content: self._value(content, level) for content in contents}
+            for content, value in level.items():
+                if content in index:
+                    found[..., index[content], :, :] = read(content, value)
+        return found
+
+    def _levels(self, wanted: Mapping[int, int]) -> list[list[int]]:
+        """List the wanted contents and their beginnings by number of layers; only one level is held at a time."""
+        needed: set[int] = set()
+        for content in wanted:
+            one = content
+            while one >= 0 and one not in needed:
+                needed.add(one)
+                one = self._contents.distinct[one].parent
+        levels: list[list[int]] = [
+            [] for _ in range(max((self._contents.distinct[c].length for c in needed), default=0))
+        ]
+        for content in sorted(needed):
+            levels[self._contents.distinct[content].length - 1].append(content)
+        return levels
+
+    def _value(self, content: int, level: Mapping[int, Value]) -> Value:
+        one = self._contents.distinct[content]
+        paid, kept = self._step(one.pair)
+        if one.parent < 0:
+            return paid, kept
+        before_paid, before_kept = level[one.parent]
+        return (
+            np.asarray((before_paid[..., :, None] + paid[:, :, None]).min(axis=-2)),
+            np.asarray((before_kept[..., :, None] + kept[:, None]).min(axis=-2)),
+        )
+
+    def _bound(self, content: int, value: Value) -> Floats:
+        """Turn what a content costs into bounds, (W, E, X)."""
+        graph = self._graphs[0][0]
+        exits = graph.exit_bytes(self._contents.distinct[content].pair[1]).astype(np.float64)
+        paid, kept = value
+        charged = np.array([max(group.least, self._least_working[content]) for group in self._groups], dtype=np.float64)
+        room = self._task.budget_bytes - charged[:, None] - exits[None, :]
+        priced = self._prices[:, None, None, :, None] * room[None, :, None, None, :]
+        bounds = (paid - priced).max(axis=3)
+        return self._by_exit(np.where(kept[None] <= room[None, :, None, :], bounds, np.inf).min(axis=1))
+
+    def _peak(self, content: int, value: Value) -> Floats:
+        exits = self._graphs[0][0].exit_bytes(self._contents.distinct[content].pair[1]).astype(np.float64)
+        caps = np.array([group.most for group in self._groups], dtype=np.float64)
+        return self._by_exit((value[1] + exits + caps[:, None, None]).min(axis=0))
+
+    def _by_exit(self, by_state: Floats) -> Floats:
+        """Take the least of the states that leave in the same layout, over the last axis."""
+        if not self._task.feeds_next:
+            return np.asarray(by_state.min(axis=-1, keepdims=True))
+        # States are sorted by layout: those of one exit stand together.
+        leaving = np.flatnonzero(np.diff(self._graphs[0][0].options.exit_of, prepend=-1))
+        return np.asarray(np.minimum.reduceat(by_state, leaving, axis=-1))
+
+    def _step(self, pair: tuple[int, int]) -> Value:
+        """Price the way from one layer to the next: (W, G, M, S, S) and (G, S, S), or with entries first."""
+        if pair not in self._steps:
+            self._steps[pair] = self._entered(pair) if pair[0] == OUTSIDE else self._passed(pair)
+        return self._steps[pair]
+
+    def _entered(self, pair: tuple[int, int]) -> Value:
+        paid = [
+            [[paid_seconds(g.edges[pair], prices, group.most)[:, 0] for g in own] for group in self._groups]
+            for own, prices in zip(self._graphs, self._prices, strict=True)
+        ]
+        kept = [[kept_bytes(g.edges[pair], group.most)[0] for g in self._graphs[0]] for group in self._groups]
+        return np.array(paid), np.array(kept)
+
+    def _passed(self, pair: tuple[int, int]) -> Value:
+        paid = [
+            [paid_seconds(own[0].edges[pair], prices, group.most) for group in self._groups]
+            for own, prices in zip(self._graphs, self._prices, strict=True)
+        ]
+        kept = [kept_bytes(self._graphs[0][0].edges[pair], group.most) for group in self._groups]
+        return np.array(paid), np.array(kept)
 
 
-def paid_seconds(edges: Edges, prices: Floats, cap: int) -> Floats:
-    """Price the cheapest option between any two states, (M, S, S); infinite above ``cap`` bytes of working memory."""
-    paid = edges.seconds[None, :, :] + prices[:, None, None] * edges.kept[None, None, :]
-    return _into_states(np.where(edges.working[None, :, :] <= cap, paid, np.inf), edges.slots)
+def _aligned(prices: Sequence[Floats]) -> Floats:
+    """Stack lists of prices of different lengths, (W, M); the last one fills up."""
+    longest = max(len(one) for one in prices)
+    return np.stack([np.pad(one, (0, longest - len(one)), mode="edge") for one in prices])
 
 
-def kept_bytes(edges: Edges, cap: int) -> Floats:
-    """Give the least bytes that an option between any two states keeps, (S, S); infinite above ``cap``."""
-    kept = np.where(edges.working <= cap, edges.kept[None, :].astype(np.float64), np.inf)
-    return _into_states(kept, edges.slots)
+def _cap_groups(caps: Integers, number: int) -> list[_CapGroup]:
+    return [_CapGroup(int(group[0]), int(group[-1])) for group in np.array_split(caps, number) if len(group)]
 
 
-def _into_states(by_option: Floats, slots: Integers) -> Floats:
-    padded = np.concatenate([by_option, np.full((*by_option.shape[:-1], 1), np.inf)], axis=-1)
-    return np.asarray(padded[..., slots].min(axis=-1))
-
-
-NUM_CAP_GROUPS = 6
-
-
-class StageBounds:
-    """Lower bounds of all stages of one position; it has state because stages share their first layers.
-
-    Working memory is whatever the largest layer takes, so it couples all layers. Choices are told apart by how much it
-    is: within a group of similar amounts, every option up to the largest is allowed and the smallest is charged.
-    """
-
-    def __init__(self, graph: StageGraph) -> None:
-        self._graph = graph
-        self._prices = memory_prices(graph.options, graph.task.in_flight)
-        caps = np.unique(np.concatenate([edges.working.ravel() for edges in graph.edges.values()]))
-        self._groups = [(int(group[0]), int(group[-1])) for group in np.array_split(caps, NUM_CAP_GROUPS) if len(group)]
-        self._weights: dict[tuple[int, int], tuple[Floats, Floats]] = {}
-        self._values: dict[tuple[int, Kinds], tuple[Floats, Floats]] = {}
-
-    def seconds(self, kinds: Kinds) -> Floats:
-        """Bound the seconds of a stage from below, per exit of the graph; infinite where the stage cannot fit."""
-        graph = self._graph
-        best = np.full(len(graph.exits), np.inf)
-        for group, (least, _) in enumerate(self._groups):
-            room = graph.task.budget_bytes - least - graph.exit_bytes.astype(np.float64)
-            paid, kept = self._value(group, kinds)
-            bounds = (paid - self._prices[:, None] * room[None, :]).max(axis=0)
-            bounds = np.where(kept <= room, bounds, np.inf)
-            found = [bounds[graph.leaves_in(exit_layout)].min() for exit_layout in graph.exits]
-            best = np.minimum(best, np.array(found))
-        return best
-
-    def _value(self, group: int, kinds: Kinds) -> tuple[Floats, Floats]:
-        # From the longest prefix that is known: a loop, because models are deeper than the interpreter's stack allows.
-        known = next((n for n in range(len(kinds), 0, -1) if (group, kinds[:n]) in self._values), 0)
-        value = self._values[group, kinds[:known]] if known else (np.zeros((len(self._prices), 1)), np.zeros(1))
-        path = self._graph.path(kinds)
-        for length in range(known, len(kinds)):
-            paid, kept = self._weight(group, path[length])
-            value = (
-                np.asarray((value[0][:, :, None] + paid).min(axis=1)),
-                np.asarray((value[1][:, None] + kept).min(axis=0)),
-            )
-            self._values[group, kinds[: length + 1]] = value
-        return value
-
-    def _weight(self, group: int, edges: Edges) -> tuple[Floats, Floats]:
-        key = (group, id(edges))
-        if key not in self._weights:
-            cap = self._groups[group][1]
-            self._weights[key] = paid_seconds(edges, self._prices, cap), kept_bytes(edges, cap)
-        return self._weights[key]
+def _least_working(graphs: Sequence[StageGraph], contents: Contents) -> list[int]:
+    """Give the working memory that the largest layer of each content needs at least."""
+    own = {pair: min(int(graph.edges[pair].working.min()) for graph in graphs) for pair in graphs[0].edges}
+    least: list[int] = []
+    for one in contents.distinct:
+        least.append(max(own[one.pair], least[one.parent] if one.parent >= 0 else 0))
+    return least

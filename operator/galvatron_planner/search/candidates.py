@@ -2,18 +2,24 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from galvatron_planner import families, space
 from galvatron_planner.cost.prices import PriceList
 from galvatron_planner.cost.step import BatchSplit
 from galvatron_planner.model import LayerSpec
 from galvatron_planner.problem import PlanningProblem
-from galvatron_planner.search.options import PipelineOptions, pipeline_options
-from galvatron_planner.search.partition import Candidate, PartitionSearch, balanced_cut
-from galvatron_planner.search.polish import polish
+from galvatron_planner.search.contents import Contents
+from galvatron_planner.search.options import PipelineOptions
+from galvatron_planner.search.partition import PROVEN, Candidate, PartitionSearch, Proof
 from galvatron_planner.search.request import pipeline_degrees
 from galvatron_planner.strategy import LayerStrategy
+
+NUM_GLANCES = 1
+"""Combinations that are looked into for the best plan of a pipeline degree that cannot win."""
+WORTHWHILE = 2e-3
+"""How much faster the best plan must have become for an unsettled combination to be searched again."""
+NOTABLE = 1.25
+"""Plans that take more than so many times as long as the best one are not worth a line in the report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +27,9 @@ class Outcome:
     """What the outer loop found.
 
     Attributes:
-        best: per pipeline degree that has a plan, its best one.
-        lower_bound: seconds per sample that no plan undercuts.
-        all_cuts: whether every cut of every candidate that was solved was considered.
+        best: per pipeline degree that has a plan, the best one found; only the best of all is proven.
+        lower_bound: seconds per sample that no plan undercuts; 0 where nothing is proven.
+        all_cuts: whether every cut was considered.
         num_candidates: combinations of batch size, pipeline degree and number of micro-batches.
         num_solved: those that were solved.
     """
@@ -37,53 +43,99 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Combination:
-    """A batch split and a pipeline degree, with a first bound on seconds per sample."""
+    """A batch split and a pipeline degree, with a first bound on seconds per sample, and a first guess."""
 
     split: BatchSplit
     num_stages: int
-    options: PipelineOptions = field(compare=False)
+    search: PartitionSearch = field(compare=False)
     bound: float
+    promise: float
 
 
 def explore(problem: PlanningProblem, prices: PriceList) -> Outcome:
-    """Solve every combination that can still be the best of its pipeline degree."""
+    """Find the best plan, prove it, and find a good one for every other pipeline degree."""
     combinations = sorted(_combinations(problem, prices), key=_promise)
-    best: dict[int, Candidate] = {}
-    bounds: list[float] = []
-    all_cuts, num_solved = True, 0
-    for one in combinations:
-        bounds.append(one.bound)
-        cutoff = _seconds_per_sample(best.get(one.num_stages)) * one.split.global_batch_size
-        if one.bound * one.split.global_batch_size >= cutoff:
-            continue
-        search = PartitionSearch(problem, prices, one.options, split=one.split, num_stages=one.num_stages)
-        bounds[-1] = max(one.bound, search.lower_bound_seconds() / one.split.global_batch_size)
-        if bounds[-1] * one.split.global_batch_size >= cutoff:
-            continue
-        num_solved += 1
-        all_cuts = all_cuts and search.is_exhaustive
-        found = search.best(cutoff)
-        if found is not None:
-            best[one.num_stages] = found
-        if one.num_stages == 1:
-            # A single stage is solved exactly, up to the cutoff: nothing of this combination is faster.
-            solved = found.estimate.step_seconds if found else cutoff
-            bounds[-1] = max(bounds[-1], solved / one.split.global_batch_size)
-    best = {
-        degree: polish(problem, prices, found, candidate_strategies(problem, degree)) for degree, found in best.items()
-    }
-    return Outcome(best, min(bounds, default=float("inf")), all_cuts, len(combinations), num_solved)
+    return _Exploration(combinations).outcome()
+
+
+class _Exploration:
+    """One outer loop; it has state because the best plan so far decides what is still looked into."""
+
+    def __init__(self, combinations: list[_Combination]) -> None:
+        self._combinations = combinations
+        self._best: dict[int, Candidate] = {}
+        self._fastest = float("inf")
+        self._bounds = {one: one.bound for one in combinations}
+        self._num_solved = 0
+
+    def outcome(self) -> Outcome:
+        self._glance_at_all()
+        self._prove()
+        for degree in {one.num_stages for one in self._combinations} - set(self._best):
+            found = self._good_plan(degree)
+            if found is not None:
+                self._best[degree] = found
+        lower = min(self._bounds.values(), default=self._fastest)
+        return Outcome(
+            best=self._best,
+            lower_bound=min(lower, self._fastest),
+            all_cuts=True,
+            num_candidates=len(self._combinations),
+            num_solved=self._num_solved,
+        )
+
+    def _glance_at_all(self) -> None:
+        # Everything is quicker with a plan to beat, and few stages are quick; then the most promising come first.
+        waiting = sorted(self._combinations, key=lambda one: one.num_stages)
+        while waiting:
+            one = waiting.pop(0)
+            if one.bound < self._fastest * (1 - PROVEN):
+                had_none = self._fastest == float("inf")
+                self._learn(one, one.search.glance(self._fastest * one.split.global_batch_size))
+                if had_none and self._fastest < float("inf"):
+                    waiting.sort(key=_promise)
+
+    def _prove(self) -> None:
+        searched = dict.fromkeys(self._combinations, float("inf"))
+        # Twice: what stayed unproven against an early, slow plan may be settled against the final one.
+        for _ in range(2):
+            for one in sorted(self._combinations, key=lambda one: self._bounds[one]):
+                is_open = self._bounds[one] < self._fastest * (1 - PROVEN)
+                if is_open and self._fastest < searched[one] * (1 - WORTHWHILE):
+                    searched[one] = self._fastest
+                    self._num_solved += 1
+                    self._learn(one, one.search.run(self._fastest * one.split.global_batch_size))
+
+    def _learn(self, one: _Combination, proof: Proof) -> None:
+        self._bounds[one] = max(self._bounds[one], proof.lower_bound / one.split.global_batch_size)
+        if proof.best is None:
+            return
+        known = self._best.get(one.num_stages)
+        if known is None or seconds_per_sample(proof.best) < seconds_per_sample(known):
+            self._best[one.num_stages] = proof.best
+        self._fastest = min(self._fastest, seconds_per_sample(proof.best))
+
+    def _good_plan(self, degree: int) -> Candidate | None:
+        """Find the best of what the most promising combinations of a pipeline degree offer at first."""
+        cutoff = NOTABLE * self._fastest
+        hopeful = [one for one in self._combinations if one.num_stages == degree and one.bound < cutoff][:NUM_GLANCES]
+        found = [one.search.glance(cutoff * one.split.global_batch_size).best for one in hopeful]
+        return min((one for one in found if one is not None), key=seconds_per_sample, default=None)
 
 
 def smallest_peak(problem: PlanningProblem, prices: PriceList) -> int | None:
     """Find the least device memory with which some plan fits, reserve included; None when there is no plan at all."""
-    peaks = []
-    for one in _combinations(problem, prices):
-        search = PartitionSearch(problem, prices, one.options, split=one.split, num_stages=one.num_stages)
-        peak = search.smallest_peak()
-        if peak is not None:
-            peaks.append(peak + problem.profile.reserve_bytes)
-    return min(peaks, default=None)
+    smallest: int | None = None
+    for one in sorted(_combinations(problem, prices), key=lambda one: one.search.least_peak()):
+        if smallest is None or one.search.least_peak() < smallest:
+            peak = one.search.smallest_peak()
+            smallest = peak if smallest is None else min(smallest, peak or smallest)
+    return None if smallest is None else smallest + problem.profile.reserve_bytes
+
+
+def seconds_per_sample(candidate: Candidate) -> float:
+    """Give the number that plans are ranked by."""
+    return candidate.estimate.step_seconds / candidate.split.global_batch_size
 
 
 def candidate_strategies(problem: PlanningProblem, num_stages: int) -> dict[LayerSpec, tuple[LayerStrategy, ...]]:
@@ -91,7 +143,7 @@ def candidate_strategies(problem: PlanningProblem, num_stages: int) -> dict[Laye
     num_devices = problem.cluster.num_devices // num_stages
     return {
         layer: space.strategies(num_devices, problem.limits, layer).strategies
-        for layer in families.layers(problem.model)
+        for layer in dict.fromkeys(families.layers(problem.model))
     }
 
 
@@ -102,42 +154,33 @@ def degrees(problem: PlanningProblem) -> tuple[int, ...]:
 
 def _combinations(problem: PlanningProblem, prices: PriceList) -> Iterator[_Combination]:
     layers = families.layers(problem.model)
+    contents: Contents | None = None
     for num_stages in degrees(problem):
         strategies = candidate_strategies(problem, num_stages)
         if not all(strategies.values()):
             continue
-        for global_batch_size in problem.batch.sizes:
-            for num_micro_batches in _divisors(global_batch_size):
-                split = BatchSplit(global_batch_size, num_micro_batches)
-                options = pipeline_options(
-                    prices,
-                    layers,
-                    strategies,
-                    micro_batch_size=split.micro_batch_size,
-                    num_micro_batches=num_micro_batches,
-                )
-                if not options.is_empty:
-                    bound = _first_bound(problem, options, num_stages) / global_batch_size
-                    yield _Combination(split, num_stages, options, bound)
+        shared: dict[int, PipelineOptions] = {}
+        for split in splits(problem):
+            size = split.micro_batch_size
+            if size not in shared:
+                shared[size] = PipelineOptions(prices, layers, strategies, micro_batch_size=size)
+            options = shared[size]
+            if options.is_empty:
+                continue
+            contents = contents or Contents(options.kinds)
+            search = PartitionSearch(problem, prices, options, contents, split=split, num_stages=num_stages)
+            bound, promise = search.first_bounds()
+            size = split.global_batch_size
+            yield _Combination(split, num_stages, search, bound / size, promise / size)
 
 
-def _first_bound(problem: PlanningProblem, options: PipelineOptions, num_stages: int) -> float:
-    """Bound a step from below: some stage must do its share of the least work, whatever memory allows."""
-    least = [float(options.layers[kind].seconds.min()) for kind in options.kinds]
-    cut = balanced_cut(least, num_stages)
-    busiest = max(sum(least[start:end]) for start, end in pairwise(cut))
-    return busiest * (1 - 1e-12) + problem.profile.step_overhead_seconds
+def splits(problem: PlanningProblem) -> Iterator[BatchSplit]:
+    """Give every batch size with every number of micro-batches that divides it."""
+    for size in problem.batch.sizes:
+        for number in range(1, size + 1):
+            if size % number == 0:
+                yield BatchSplit(size, number)
 
 
 def _promise(one: _Combination) -> tuple[float, int, int, int]:
-    return one.bound, one.num_stages, one.split.num_micro_batches, one.split.global_batch_size
-
-
-def _seconds_per_sample(candidate: Candidate | None) -> float:
-    if candidate is None:
-        return float("inf")
-    return candidate.estimate.step_seconds / candidate.split.global_batch_size
-
-
-def _divisors(number: int) -> Iterator[int]:
-    return (divisor for divisor in range(1, number + 1) if number % divisor == 0)
+    return one.promise, one.num_stages, one.split.num_micro_batches, one.split.global_batch_size

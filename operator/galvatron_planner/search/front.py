@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from galvatron_planner.search.bound import Guide
 from galvatron_planner.search.graph import Edges, Kinds, StageGraph
+from galvatron_planner.search.guide import Guide
 from galvatron_planner.search.options import Flags, Floats, Integers
 
 ROUNDING = 1e-12
@@ -79,7 +79,7 @@ def fastest_choice(graph: StageGraph, kinds: Kinds, leaves: Flags, *, along: Gui
         hopeful = _may_win(extended, along, index, limits)
         labels = undominated(extended.take(np.flatnonzero(hopeful)))
         steps.append(labels)
-    peaks = labels.kept + labels.working + graph.exit_bytes[labels.state]
+    peaks = labels.kept + labels.working + graph.exit_bytes(kinds[-1])[labels.state]
     fitting = np.flatnonzero(leaves[labels.state] & (peaks <= limits.room))
     if len(fitting) == 0:
         return None

@@ -24,12 +24,14 @@ class StageTask:
     """What a stage's strategies are chosen for.
 
     Attributes:
+        weights: of the amounts of time in what is minimised: forward, backward, reduction, optimizer.
         in_flight: micro-batches whose activations the stage holds at most.
         budget_bytes: device memory without the reserve.
         entry: layout in which the previous stage sends, absent on the first stage.
         feeds_next: whether another stage follows.
     """
 
+    weights: tuple[float, float, float, float]
     in_flight: int
     budget_bytes: int
     entry: Layout | None
@@ -41,7 +43,7 @@ class Edges:
     """Every way from one layer into the next.
 
     Attributes:
-        seconds: of a whole step, change of layout included, (S, O).
+        seconds: weighted amounts of time, change of layout included, (S, O).
         working: memory that is needed at once and given back, (S, O).
         kept: bytes held, (O,).
         state: into which an option leads, (O,).
@@ -60,17 +62,30 @@ class StageGraph:
 
     Attributes:
         edges: per pair of neighbouring kinds; stages start with (OUTSIDE, kind).
-        exit_bytes: outputs that wait for their gradients and one gradient, by the last layer's state, (S,).
         exits: layouts that are told apart at the end; None alone on the last stage, whose output is a loss.
     """
 
-    def __init__(self, options: PipelineOptions, task: StageTask) -> None:
+    def __init__(self, options: PipelineOptions, task: StageTask, like: "StageGraph | None" = None) -> None:
+        """Price all edges.
+
+        Args:
+            options: what layers may choose.
+            task: what is chosen for.
+            like: a graph of the same task but for the entry, whose inner edges are the same.
+        """
         self.task = task
         self.options = options
+        self._weights = np.array(task.weights)
         self.edges = {(OUTSIDE, kind): self._edges_in(kind) for kind in range(len(options.layers))}
-        self.edges |= {pair: self._edges_on(*pair) for pair in dict.fromkeys(pairwise(options.kinds))}
-        self.exit_bytes = np.array([self._exit_buffer(layout) for layout in options.layouts], dtype=np.int64)
-        self.exits: tuple[Layout | None, ...] = options.distinct_layouts if task.feeds_next else (None,)
+        for pair in dict.fromkeys(pairwise(options.kinds)):
+            self.edges[pair] = self._edges_on(*pair) if like is None else like.edges[pair]
+        self.exits: tuple[Layout | None, ...] = options.exits if task.feeds_next else (None,)
+
+    def exit_bytes(self, kind: int) -> Integers:
+        """Bytes of outputs that wait for their gradients and of one gradient, by the last layer's state, (S,)."""
+        if not self.task.feeds_next:
+            return np.zeros(len(self.options.layouts), dtype=np.int64)
+        return (self.task.in_flight + 1) * self.options.moves(kind).payload
 
     def leaves_in(self, exit_layout: Layout | None) -> Flags:
         """Tell which states leave the stage in ``exit_layout``, (S,)."""
@@ -87,28 +102,26 @@ class StageGraph:
         least = max(int(self.edges[pair].working.min()) for pair in pairs)
         return found[found >= least]
 
-    def _exit_buffer(self, layout: Layout) -> int:
-        if not self.task.feeds_next:
-            return 0
-        return (self.task.in_flight + 1) * (self.options.micro_batch_bytes // layout.data_degree)
-
     def _edges_in(self, kind: int) -> Edges:
         layer, entry = self.options.layers[kind], self.task.entry
         kept = layer.kept(self.task.in_flight)
-        if entry is None:
-            return Edges(layer.seconds[None, :], layer.transient[None, :], kept, layer.state, layer.slots)
+        own = self._weights @ layer.seconds
+        before = next((a for a, b in pairwise(self.options.kinds) if b == kind), None)
+        if entry is None or before is None:
+            return Edges(own[None, :], layer.transient[None, :], kept, layer.state, layer.slots)
+        moves = self.options.moves(before)
         row = self.options.layouts.index(entry)
-        seconds = (self.options.move_seconds[row, layer.state] + layer.seconds)[None, :]
-        working = np.maximum(self.options.move_bytes[row, layer.state], layer.transient)[None, :]
+        seconds = (self._weights @ moves.seconds[:, row, layer.state] + own)[None, :]
+        working = np.maximum(moves.working[row, layer.state], layer.transient)[None, :]
         # One payload on its way; what lies in another layout than the first layer's stays with every micro-batch.
-        payload = self.options.micro_batch_bytes // entry.data_degree
         changes = np.array([self.options.layouts[state] != entry for state in layer.state], dtype=np.int64)
-        kept = kept + payload * (1 + self.task.in_flight * changes)
+        kept = kept + moves.payload[row] * (1 + self.task.in_flight * changes)
         return Edges(seconds, working, kept, layer.state, layer.slots)
 
     def _edges_on(self, before: int, kind: int) -> Edges:
-        layer = self.options.layers[kind]
-        seconds = self.options.move_seconds[:, layer.state] + layer.seconds[None, :]
+        layer, moves = self.options.layers[kind], self.options.moves(before)
+        moved = np.tensordot(self._weights, moves.seconds, axes=1)[:, layer.state]
+        seconds = moved + (self._weights @ layer.seconds)[None, :]
         computing = self.options.layers[before].ahead[:, None] + layer.transient[None, :]
-        working = np.maximum(self.options.move_bytes[:, layer.state], computing)
+        working = np.maximum(moves.working[:, layer.state], computing)
         return Edges(seconds, working, layer.kept(self.task.in_flight), layer.state, layer.slots)

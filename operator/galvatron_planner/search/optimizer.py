@@ -4,37 +4,68 @@ Deterministic: equal problems give equal plans and reports, byte for byte; ties 
 """
 
 from collections.abc import Iterable
+from typing import assert_never
 
 from galvatron_planner import families, space
 from galvatron_planner.cost.prices import PriceList
-from galvatron_planner.errors import NoFeasiblePlan
+from galvatron_planner.errors import InvalidPlan, NoFeasiblePlan
 from galvatron_planner.plan import Plan, StagePlan
-from galvatron_planner.problem import PlanningProblem
+from galvatron_planner.problem import Algorithm, PlanningProblem
 from galvatron_planner.search import baselines, remedies
 from galvatron_planner.search.candidates import Outcome, degrees, explore, smallest_peak
 from galvatron_planner.search.partition import Candidate
+from galvatron_planner.search.published import bmw, galvatron
 from galvatron_planner.search.report import RuleCount, SearchReport, Solution
 from galvatron_planner.search.summaries import alternative
 from galvatron_planner.units import format_bytes
 
 
 def search(problem: PlanningProblem) -> Solution:
-    """Find the plan with the highest throughput that fits every device.
+    """Find the plan with the highest throughput that fits every device, or what a published algorithm takes for it.
 
     Raises:
         NoFeasiblePlan: when none fits, with the nearest changes that would help.
+        InvalidPlan: with the algorithm ``Fixed``, which searches nothing.
         MissingMeasurement: when the profile was made for another model or cluster.
     """
     prices = PriceList.of(problem)
-    outcome = explore(problem, prices)
+    outcome = _outcome(problem, prices)
     if not outcome.best:
         raise _no_plan(problem, prices)
+    return solution(problem, prices, outcome)
+
+
+def solution(problem: PlanningProblem, prices: PriceList, outcome: Outcome) -> Solution:
+    """Choose from what was found, and report; the published algorithms have chosen already, by their own formula."""
     ranked = sorted(outcome.best.values(), key=_rank)
-    plan = _plan(problem, ranked[0])
-    return Solution(plan, _report(problem, prices, outcome, ranked))
+    if problem.limits.algorithm is not Algorithm.OPTIMAL:
+        chosen = next(iter(outcome.best.values()))
+        ranked = [chosen, *(candidate for candidate in ranked if candidate is not chosen)]
+    return Solution(_plan(problem, ranked[0]), _report(problem, prices, outcome, ranked))
+
+
+def _outcome(problem: PlanningProblem, prices: PriceList) -> Outcome:
+    algorithm = problem.limits.algorithm
+    match algorithm:
+        case Algorithm.OPTIMAL:
+            return explore(problem, prices)
+        case Algorithm.GALVATRON:
+            return galvatron.explore(problem, prices)
+        case Algorithm.GALVATRON_BMW:
+            return bmw.explore(problem, prices)
+        case Algorithm.FIXED:
+            raise InvalidPlan(
+                "the algorithm Fixed searches nothing, and there is no plan",
+                remedy="bring one: spec.search.fixedPlanRef in a cluster, --plan plan.json without one",
+            )
+        case _:
+            assert_never(algorithm)
 
 
 def _no_plan(problem: PlanningProblem, prices: PriceList) -> NoFeasiblePlan:
+    algorithm = problem.limits.algorithm
+    if algorithm is not Algorithm.OPTIMAL and explore(problem, prices).best:
+        return NoFeasiblePlan(f"the algorithm {algorithm} finds no plan that fits", changes=("use algorithm Optimal",))
     devices = f"{problem.cluster.num_devices} devices with {format_bytes(problem.cluster.device_memory_bytes)} each"
     needed = smallest_peak(problem, prices)
     if needed is None:
@@ -45,6 +76,7 @@ def _no_plan(problem: PlanningProblem, prices: PriceList) -> NoFeasiblePlan:
     return NoFeasiblePlan(
         f"no plan fits {devices}: the smallest needs {format_bytes(needed)}",
         changes=remedies.nearest_changes(problem, prices, needed_bytes=needed),
+        needed_bytes=needed,
     )
 
 
@@ -69,23 +101,28 @@ def _plan(problem: PlanningProblem, best: Candidate) -> Plan:
 def _report(problem: PlanningProblem, prices: PriceList, outcome: Outcome, ranked: list[Candidate]) -> SearchReport:
     best = ranked[0]
     step = best.estimate.step_seconds
-    bound = min(step, outcome.lower_bound * best.split.global_batch_size)
+    bound = min(step, outcome.lower_bound * best.split.global_batch_size) or None
     return SearchReport(
         problem_digest=problem.digest(),
+        algorithm=problem.limits.algorithm,
         lower_bound_seconds=bound,
-        gap=step / bound - 1,
+        gap=None if bound is None else step / bound - 1,
         all_cuts=outcome.all_cuts,
         num_candidates=outcome.num_candidates,
         num_solved=outcome.num_solved,
         pruned_by_rule=_pruned(problem),
         runners_up=tuple(alternative(candidate) for candidate in ranked[1:]),
-        baselines=baselines.single_dimensions(problem, prices),
+        baselines=baselines.baselines_of(problem, prices),
         memory_balance=_balance(best.estimate.stage_peak_bytes),
         time_balance=_balance(best.estimate.stage_seconds),
     )
 
 
 def _pruned(problem: PlanningProblem) -> tuple[RuleCount, ...]:
+    if problem.limits.algorithm is Algorithm.FIXED:
+        return ()
+    if problem.limits.algorithm is Algorithm.GALVATRON:
+        problem = galvatron.without_checkpointing(problem)
     removed = dict.fromkeys((rule.name for rule in space.PRUNING_RULES), 0)
     for num_stages in degrees(problem):
         num_devices = problem.cluster.num_devices // num_stages

@@ -1,48 +1,40 @@
-"""Layers to stages: which cuts of the model are worth solving, and the best plan of one pipeline degree.
+"""Layers to stages: the best plan of one pipeline degree and batch split, and the proof that there is no better one.
 
-A *skeleton* fixes where the model is cut and in which layout each stage leaves; the stages are then independent and
-solved exactly. Where skeletons are few, all whose bound is low enough are solved. Otherwise the search starts from the
-memory-balanced, the time-balanced and the bound's own cut and moves one boundary layer at a time.
+The stages of the skeleton with the lowest bound (``skeletons.py``) are solved exactly, which raises bounds, until
+nothing is left below the best plan known, or what is left has been solved.
 
-Source of the balanced starts and the moves: Galvatron-BMW (arXiv 2307.02031), section 4.
+Source of the balance between stages that this replaces: Galvatron-BMW (arXiv 2307.02031), section 4.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations, pairwise, product
-from math import comb
 
 import numpy as np
 
+from galvatron_planner import families
 from galvatron_planner.cost.pipeline import in_flight
-from galvatron_planner.cost.prices import PriceList
+from galvatron_planner.cost.prices import PriceList, StagePosition
 from galvatron_planner.cost.step import BatchSplit, StageStrategies, price_step
 from galvatron_planner.plan import Estimate
-from galvatron_planner.problem import PlanningProblem
+from galvatron_planner.problem import PlanningProblem, Schedule
+from galvatron_planner.search.assembly import Assembly
+from galvatron_planner.search.contents import Contents
 from galvatron_planner.search.front import ROUNDING
-from galvatron_planner.search.graph import StageTask
-from galvatron_planner.search.options import Floats, PipelineOptions
-from galvatron_planner.search.stage import StageSearch
-from galvatron_planner.strategy import Layout
+from galvatron_planner.search.options import BACKWARD, FORWARD, Flags, Floats, Integers, PipelineOptions
+from galvatron_planner.search.places import Metric, Place, Position
+from galvatron_planner.search.skeletons import INFINITE, Skeleton, Skeletons, StageIndex
+from galvatron_planner.search.stage import StageChoice
+from galvatron_planner.search.tradeoffs import Ceiling, Tradeoff, tradeoffs
+from galvatron_planner.strategy import LayerStrategy
 
-MAX_SKELETONS = 300
-"""Up to this many are all considered."""
-MAX_EXITS = 16
-"""Up to this many combinations of layouts between stages are considered for one cut while moving."""
-
-INFINITE = float("inf")
-
-Cut = tuple[int, ...]
-"""Indices at which the model is cut: first layer of every stage, and the number of layers at the end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Skeleton:
-    """Where the model is cut, and how each stage leaves (None on the last)."""
-
-    cut: Cut
-    exits: tuple[Layout | None, ...]
+MAX_SKELETONS = 60
+"""Skeletons that are solved exactly before the search settles for a bound."""
+MAX_KEPT_BYTES = 1 << 24
+"""Bounds up to this size are kept between a glance and a proof; larger ones are worked out again."""
+LEEWAY = 1e-4
+PROVEN = 1e-9
+"""Plans that are faster by less than this share are not looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +46,30 @@ class Candidate:
     estimate: Estimate
 
 
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What the search of one pipeline degree and batch split came to.
+
+    Attributes:
+        best: the best plan found that is faster than what was known, if there is one.
+        lower_bound: seconds of a step that no plan undercuts.
+        num_skeletons: cuts with layouts that were solved.
+    """
+
+    best: Candidate | None
+    lower_bound: float
+    num_skeletons: int
+
+
 class PartitionSearch:
-    """The best plan of one pipeline degree and batch split; it has state because cuts share their stages."""
+    """One pipeline degree and batch split; it has state because bounds are sharpened on the way."""
 
     def __init__(
         self,
         problem: PlanningProblem,
         prices: PriceList,
         options: PipelineOptions,
+        contents: Contents,
         *,
         split: BatchSplit,
         num_stages: int,
@@ -69,264 +77,246 @@ class PartitionSearch:
         self._problem = problem
         self._prices = prices
         self._options = options
+        self._contents = contents
+        self._layers = families.layers(problem.model)
         self._split = split
         self._num_stages = num_stages
-        self._num_layers = len(options.kinds)
-        self._searches: dict[StageTask, StageSearch] = {}
-        self._tried: dict[Skeleton, Candidate | None] = {}
-        self._ahead = _WorkAhead(options)
+        self._budget_bytes = problem.cluster.device_memory_bytes - problem.profile.reserve_bytes
+        self._overhead = problem.profile.step_overhead_seconds
+        self._places: list[Place] = []
+        self._skeletons = self._of([])
+        self._tradeoffs: dict[tuple[int, int, int, int], tuple[dict[Metric, float], list[Tradeoff] | None]] = {}
 
-    @property
-    def is_exhaustive(self) -> bool:
-        """Tell whether every skeleton is considered, not only those that moves reach."""
-        exits = len(self._options.distinct_layouts) ** (self._num_stages - 1)
-        num_skeletons: int = comb(self._num_layers - 1, self._num_stages - 1) * exits
-        return num_skeletons <= MAX_SKELETONS
+    def first_bounds(self) -> tuple[float, float]:
+        """Bound a step without looking at stages: all layers together, in the memory of all devices together.
 
-    def lower_bound_seconds(self) -> float:
-        """Bound the step of every plan of this degree and split from below; infinite where none can fit."""
-        return self._promising[0] + self._problem.profile.step_overhead_seconds
+        However layers are cut, some stage takes its share of the work, and the schedule has its bubble. Every layer
+        keeps at least one micro-batch.
+
+        Returns:
+            what no plan undercuts, and what equal stages would take.
+        """
+        m, stages = self._split.num_micro_batches, self._num_stages
+        largest = max(int(layer.transient.min()) for layer in self._options.layers)
+        work = self._options.least_weighted((m, m, 0.0, 0.0), room=stages * self._budget_bytes - largest)
+        equal = work * (m + stages - 1) / stages / m
+        # With fewer micro-batches than stages an unequal cut can be a little faster than the formula.
+        schedule = self._problem.limits.schedule
+        sure = equal if schedule is Schedule.GPIPE or m > stages else work * max(1 / stages, 1 / m)
+        own = self._options.least_weighted((m, m, 1.0, 1.0), room=self._budget_bytes - largest) if stages == 1 else 0.0
+        least = max(sure, float(self._least_work.max()), own) * (1 - ROUNDING)
+        return least + self._overhead, max(least, equal) + self._overhead
+
+    def glance(self, cutoff_seconds: float) -> Proof:
+        """Bound a step with regard to memory, and look for a plan that is faster than the cutoff, quickly."""
+        limit = cutoff_seconds - self._overhead
+        self._bound_places(limit)
+        skeleton = self._skeletons.lowest(limit, set())
+        if skeleton is None:
+            self._places = []
+            return Proof(None, cutoff_seconds, 0)
+        best = self._glanced(skeleton, cutoff_seconds)
+        bound = self._skeletons.bound_of(skeleton) + self._overhead
+        if sum(place.seconds.nbytes for place in self._places) > MAX_KEPT_BYTES:
+            self._places = []
+        return Proof(best, bound, 0)
+
+    def run(self, cutoff_seconds: float) -> Proof:
+        """Look for a plan that is faster than the cutoff, and prove that there is no other.
+
+        Args:
+            cutoff_seconds: of a step; slower plans do not matter.
+        """
+        if not self._places:
+            self._bound_places(cutoff_seconds - self._overhead)
+        proof = self._proof(cutoff_seconds)
+        self._places = []
+        return proof
+
+    def _proof(self, cutoff_seconds: float) -> Proof:
+        best: Candidate | None = None
+        solved: set[Skeleton] = set()
+        open_bound = INFINITE
+        for _ in range(MAX_SKELETONS):
+            skeleton = self._promising(min(cutoff_seconds * (1 - PROVEN), open_bound) - self._overhead, solved)
+            if skeleton is None:
+                return Proof(best, min(cutoff_seconds, open_bound), len(solved))
+            found, is_proven = self._solve(skeleton, cutoff_seconds)
+            solved.add(skeleton)
+            if found is not None:
+                best, cutoff_seconds = found, found.estimate.step_seconds
+            if not is_proven:
+                open_bound = min(open_bound, self._skeletons.bound_of(skeleton) + self._overhead)
+        skeleton = self._skeletons.lowest(cutoff_seconds - self._overhead, set())
+        bound = cutoff_seconds if skeleton is None else self._skeletons.bound_of(skeleton) + self._overhead
+        return Proof(best, min(bound, cutoff_seconds), len(solved))
+
+    def least_peak(self) -> float:
+        """Bound the device memory of every cut from below, without the reserve: all layers spread evenly."""
+        counts = np.bincount(self._options.kinds, minlength=len(self._options.layers))
+        kept = sum(int(n * layer.kept(1).min()) for n, layer in zip(counts, self._options.layers, strict=True))
+        return kept / self._num_stages
+
+    def _bound_places(self, limit: float) -> None:
+        self._places = [place.bound() for place in self._list_places(limit)]
+        self._skeletons = self._of(self._places)
+
+    def _of(self, places: list[Place]) -> Skeletons:
+        return Skeletons(
+            places,
+            self._options,
+            num_micro_batches=self._split.num_micro_batches,
+            schedule=self._problem.limits.schedule,
+        )
 
     @cached_property
-    def _promising(self) -> tuple[float, Skeleton | None]:
-        return self._best_skeleton(self._bound)
+    def _least_work(self) -> Floats:
+        least = self._options.least_seconds
+        return np.asarray(self._split.num_micro_batches * (least[FORWARD] + least[BACKWARD]))
 
-    def best(self, cutoff_seconds: float) -> Candidate | None:
-        """Find the fastest plan, if there is one that is faster than the cutoff."""
-        if not self.is_exhaustive:
-            return self._best_by_moves(cutoff_seconds)
-        best = None
-        for bound, skeleton in self._all_skeletons():
-            if bound + self._problem.profile.step_overhead_seconds >= cutoff_seconds:
-                break
-            solved = self._solve(skeleton)
-            if solved is not None and solved.estimate.step_seconds < cutoff_seconds:
-                best, cutoff_seconds = solved, solved.estimate.step_seconds
-        return best
+    def _list_places(self, limit: float) -> list[Place]:
+        """List at every place the stages that are not hopeless by their least work alone."""
+        count = len(self._layers)
+        work = np.concatenate([[0.0], np.cumsum(self._least_work)])
+        way = work / self._split.num_micro_batches
+        start, length = np.meshgrid(np.arange(count + 1), np.arange(count + 1), indexing="ij")
+        end = start + length
+        inside = (length > 0) & (end <= count)
+        end = np.minimum(end, count)
+        hopeful = inside & ((work[end] - work[start] + way[start]) * (1 - ROUNDING) <= limit)
+        return [self._place(k, hopeful & self._reachable(k, start, end)) for k in range(self._num_stages)]
 
     def smallest_peak(self) -> int | None:
         """Find the least device memory with which some cut fits, without the reserve."""
+        num_layers = len(self._layers)
+        fullest = np.where(np.arange(num_layers + 1)[:, None] == num_layers, 0.0, INFINITE)
+        for place in reversed(self._list_places(INFINITE)):
+            needed = np.maximum(place.peaks(), fullest[place.end][:, None, :])
+            fullest = np.full((num_layers + 1, place.num_entries), INFINITE)
+            if len(place.start):
+                least = np.minimum.reduceat(needed.min(axis=2), place.offsets, axis=0)
+                fullest[place.start[place.offsets]] = least
+        return int(fullest[0, 0]) if fullest[0, 0] < INFINITE else None
 
-        def peak(stage_index: int, entry: Layout | None, start: int, end: int) -> Floats:
-            search = self._search(stage_index, entry)
-            kinds = self._options.kinds[start:end]
-            found = [search.smallest_peak(kinds, exit_layout) for exit_layout in search.exits]
-            return np.array([INFINITE if one is None else float(one) for one in found])
+    def _reachable(self, k: int, start: Integers, end: Integers) -> Flags:
+        count, later = len(self._layers), self._num_stages - 1 - k
+        begins = start == 0 if k == 0 else start >= k
+        ends = end == count if later == 0 else end <= count - later
+        return np.asarray(begins & ends)
 
-        smallest = self._best_skeleton(peak)[0]
-        return None if smallest == INFINITE else int(smallest)
-
-    def _search(self, stage_index: int, entry: Layout | None) -> StageSearch:
-        task = StageTask(
+    def _place(self, k: int, allowed: Flags) -> Place:
+        position = Position(
+            num_micro_batches=self._split.num_micro_batches,
             in_flight=in_flight(
                 self._problem.limits.schedule,
-                stage_index=stage_index,
+                stage_index=k,
                 num_stages=self._num_stages,
                 num_micro_batches=self._split.num_micro_batches,
             ),
-            budget_bytes=self._problem.cluster.device_memory_bytes - self._problem.profile.reserve_bytes,
-            entry=entry,
-            feeds_next=stage_index < self._num_stages - 1,
+            budget_bytes=self._budget_bytes,
+            is_first=k == 0,
+            is_last=k == self._num_stages - 1,
         )
-        if task not in self._searches:
-            self._searches[task] = StageSearch(self._options, task)
-        return self._searches[task]
+        return Place(self._options, self._contents, position, allowed)
 
-    def _bound(self, stage_index: int, entry: Layout | None, start: int, end: int) -> Floats:
-        stage = self._search(stage_index, entry).lower_bounds(self._options.kinds[start:end])
-        return self._ahead.bound(stage, start, end)
+    def _promising(self, limit: float, solved: set[Skeleton]) -> Skeleton | None:
+        """Find the unsolved skeleton of lowest bound below the limit, after its stages have been solved exactly."""
+        while True:
+            skeleton = self._skeletons.lowest(limit, solved)
+            if skeleton is None or not self._sharpen(skeleton, limit):
+                return skeleton
 
-    def _exits_of(self, stage_index: int) -> tuple[Layout | None, ...]:
-        return (None,) if stage_index == self._num_stages - 1 else self._options.distinct_layouts
+    def _sharpen(self, skeleton: Skeleton, limit: float) -> bool:
+        """Solve the stages of a skeleton as far as the limit allows; tell whether that raised a bound."""
+        raised = False
+        for k, one in enumerate(skeleton.stages):
+            place = self._places[k]
+            for metric, ceiling in self._skeletons.ceilings(skeleton, k, limit).items():
+                if not place.exact[metric, *one]:
+                    before = float(place.seconds[metric, *one])
+                    # Rounded up: what is as fast as the ceiling is still found.
+                    place.solve(metric, *one, ceiling * (1 + 1e-9))
+                    raised = raised or float(place.seconds[metric, *one]) > before * (1 + 1e-9)
+            if raised:
+                return True
+        return False
 
-    def _best_skeleton(
-        self, price: Callable[[int, Layout | None, int, int], Floats], cut: Cut | None = None
-    ) -> tuple[float, Skeleton | None]:
-        """Minimise the largest price of a stage, then the sum, over all cuts (or one) and layouts between stages."""
-        reached: dict[tuple[int, Layout | None], tuple[float, float, Skeleton]] = {
-            (0, None): (0.0, 0.0, Skeleton((0,), ()))
-        }
-        for stage_index in range(self._num_stages):
-            extended: dict[tuple[int, Layout | None], tuple[float, float, Skeleton]] = {}
-            for (start, entry), (largest, total, skeleton) in reached.items():
-                for end in self._ends(stage_index, start, cut):
-                    prices = price(stage_index, entry, start, end)
-                    for exit_layout, one in zip(self._exits_of(stage_index), prices, strict=True):
-                        if one == INFINITE:
-                            continue
-                        key = (end, exit_layout)
-                        rank = (max(largest, float(one)), total + float(one))
-                        if key not in extended or rank < extended[key][:2]:
-                            grown = Skeleton((*skeleton.cut, end), (*skeleton.exits, exit_layout))
-                            extended[key] = (*rank, grown)
-            reached = extended
-        if not reached:
-            return INFINITE, None
-        largest, _, skeleton = reached[self._num_layers, None]
-        return largest, skeleton
+    def _solve(self, skeleton: Skeleton, cutoff_seconds: float) -> tuple[Candidate | None, bool]:
+        """Find the fastest plan of a skeleton, if one is faster than the cutoff, and tell whether that is proven."""
+        bound = self._skeletons.bound_of(skeleton) + self._overhead
+        own = [self._optima(k, one, Place.solve) for k, one in enumerate(skeleton.stages)]
+        best = self._assembled(skeleton, own, cutoff_seconds)[0]
+        if best is not None:
+            cutoff_seconds = best.estimate.step_seconds
+        if not all(own) or bound >= cutoff_seconds * (1 - PROVEN):
+            return best, True
+        every = [self._every_tradeoff(skeleton, k, cutoff_seconds) for k in range(self._num_stages)]
+        known = [one for one in every if one is not None]
+        if len(known) < len(every):
+            return best, False
+        found, is_proven = self._assembled(skeleton, known, cutoff_seconds)
+        return found or best, is_proven
 
-    def _ends(self, stage_index: int, start: int, cut: Cut | None) -> range:
-        if cut is not None:
-            return range(cut[stage_index + 1], cut[stage_index + 1] + 1)
-        if stage_index == self._num_stages - 1:
-            return range(self._num_layers, self._num_layers + 1)
-        return range(start + 1, self._num_layers - (self._num_stages - 1 - stage_index) + 1)
+    def _glanced(self, skeleton: Skeleton, cutoff_seconds: float) -> Candidate | None:
+        """Price what all stages choose by themselves, for one metric after the other."""
+        options = [self._optima(k, one, Place.glance) for k, one in enumerate(skeleton.stages)]
+        if not all(options):
+            return None
+        complete = dict.fromkeys(tuple(some[min(i, len(some) - 1)] for some in options) for i in range(len(Metric)))
+        found = self._assembly(skeleton).fastest_of(list(complete), cutoff_seconds - self._overhead)
+        return self._candidate(found.choices, cutoff_seconds)
 
-    def _all_skeletons(self) -> list[tuple[float, Skeleton]]:
-        """List every skeleton with its bound, the lowest first."""
-        cuts = combinations(range(1, self._num_layers), self._num_stages - 1)
-        exits = list(product(self._options.distinct_layouts, repeat=self._num_stages - 1))
-        skeletons = [Skeleton((0, *inner, self._num_layers), (*layouts, None)) for inner in cuts for layouts in exits]
-        bounded = [(self._skeleton_bound(skeleton), skeleton) for skeleton in skeletons]
-        return sorted((b for b in bounded if b[0] < INFINITE), key=lambda b: (b[0], b[1].cut))
+    def _assembled(
+        self, skeleton: Skeleton, options: list[list[Tradeoff]], cutoff_seconds: float
+    ) -> tuple[Candidate | None, bool]:
+        if not all(options):
+            return None, True
+        found = self._assembly(skeleton).fastest(options, cutoff_seconds - self._overhead)
+        return self._candidate(found.choices, cutoff_seconds), found.is_proven
 
-    def _skeleton_bound(self, skeleton: Skeleton) -> float:
-        bound = 0.0
-        entry: Layout | None = None
-        for stage_index, (start, end) in enumerate(pairwise(skeleton.cut)):
-            exit_index = self._exits_of(stage_index).index(skeleton.exits[stage_index])
-            bound = max(bound, float(self._bound(stage_index, entry, start, end)[exit_index]))
-            entry = skeleton.exits[stage_index]
-        return bound
+    def _assembly(self, skeleton: Skeleton) -> Assembly:
+        hops = [float(p.hop[stage, out]) for p, (stage, _, out) in zip(self._places, skeleton.stages, strict=True)]
+        return Assembly(hops, num_micro_batches=self._split.num_micro_batches, schedule=self._problem.limits.schedule)
 
-    def _solve(self, skeleton: Skeleton) -> Candidate | None:
-        if skeleton not in self._tried:
-            self._tried[skeleton] = self._solve_stages(skeleton)
-        return self._tried[skeleton]
+    def _candidate(self, choices: tuple[Tradeoff, ...] | None, cutoff_seconds: float) -> Candidate | None:
+        if choices is None:
+            return None
+        stages = tuple(choice.strategies for choice in choices)
+        estimate = price_step(self._prices, self._problem, stages, self._split)
+        return Candidate(self._split, stages, estimate) if estimate.step_seconds < cutoff_seconds else None
 
-    def _solve_stages(self, skeleton: Skeleton) -> Candidate | None:
-        stages = []
-        entry: Layout | None = None
-        for stage_index, (start, end) in enumerate(pairwise(skeleton.cut)):
-            exit_layout = skeleton.exits[stage_index]
-            choice = self._search(stage_index, entry).best(self._options.kinds[start:end], exit_layout)
-            if choice is None:
-                return None
-            stages.append(choice.strategies)
-            entry = exit_layout
-        strategies = tuple(stages)
-        return Candidate(self._split, strategies, price_step(self._prices, self._problem, strategies, self._split))
+    def _optima(
+        self, k: int, one: StageIndex, solve: Callable[[Place, Metric, int, int, int], StageChoice | None]
+    ) -> list[Tradeoff]:
+        """List what a stage chooses by itself, for every metric; nothing when it does not fit."""
+        choices = [solve(self._places[k], metric, *one) for metric in Metric]
+        distinct = dict.fromkeys(choice.strategies for choice in choices if choice is not None)
+        return [Tradeoff(strategies, self._amounts(k, one, strategies)) for strategies in distinct]
 
-    def _best_by_moves(self, cutoff_seconds: float) -> Candidate | None:
-        best: Candidate | None = None
-        for cut in dict.fromkeys(self._starts()):
-            current = self._best_of_cut(cut, cutoff_seconds)
-            while current is not None:
-                best = _faster(best, current)
-                cutoff_seconds = min(cutoff_seconds, current.estimate.step_seconds)
-                current = self._best_move(current, cutoff_seconds)
-        return best
+    def _amounts(
+        self, k: int, one: StageIndex, strategies: tuple[LayerStrategy, ...]
+    ) -> tuple[float, float, float, float]:
+        place, (stage, entry, _) = self._places[k], one
+        position = StagePosition(
+            micro_batch_size=self._split.micro_batch_size,
+            in_flight=place.position.in_flight,
+            entry=None if place.position.is_first else self._options.exits[entry],
+            feeds_next=not place.position.is_last,
+        )
+        cost = self._prices.stage(self._layers[place.start[stage] : place.end[stage]], strategies, position)
+        return cost.forward_seconds, cost.backward_seconds, cost.sync_seconds, cost.optimizer_seconds
 
-    def _best_move(self, current: Candidate, cutoff_seconds: float) -> Candidate | None:
-        """Move the boundary layer whose move gains most, or none."""
-        found = None
-        for cut in neighbours(_cut_of(current.stages)):
-            moved = self._best_of_cut(cut, cutoff_seconds)
-            if moved is not None:
-                found = _faster(found, moved)
-                cutoff_seconds = min(cutoff_seconds, moved.estimate.step_seconds)
-        return found
-
-    def _best_of_cut(self, cut: Cut, cutoff_seconds: float) -> Candidate | None:
-        overhead = self._problem.profile.step_overhead_seconds
-        best = None
-        for skeleton in self._skeletons_of(cut):
-            if self._skeleton_bound(skeleton) + overhead < cutoff_seconds:
-                solved = self._solve(skeleton)
-                if solved is not None and solved.estimate.step_seconds < cutoff_seconds:
-                    best = _faster(best, solved)
-        return best
-
-    def _skeletons_of(self, cut: Cut) -> Iterator[Skeleton]:
-        layouts = self._options.distinct_layouts
-        if len(layouts) ** (self._num_stages - 1) <= MAX_EXITS:
-            for exits in product(layouts, repeat=self._num_stages - 1):
-                yield Skeleton(cut, (*exits, None))
-            return
-        _, skeleton = self._best_skeleton(self._bound, cut)
-        if skeleton is not None:
-            yield skeleton
-
-    def _starts(self) -> Iterator[Cut]:
-        skeleton = self._promising[1]
-        if skeleton is None:
-            return
-        yield skeleton.cut
-        layers = [self._options.layers[kind] for kind in self._options.kinds]
-        yield balanced_cut([float(layer.seconds.min()) for layer in layers], self._num_stages)
-        yield balanced_cut([float(layer.kept(1).min()) for layer in layers], self._num_stages)
-
-
-class _WorkAhead:
-    """What a stage waits for in every schedule: the stages before it, with the first and for the last micro-batch.
-
-    Before a stage starts, one micro-batch passes forward through all earlier layers; after it has ended, the last one
-    passes backward through them while the stage reduces its gradients.
-    """
-
-    def __init__(self, options: PipelineOptions) -> None:
-        layers = [options.layers[kind] for kind in options.kinds]
-        self._forward = _running_sum(float(layer.forward_seconds.min()) for layer in layers)
-        self._backward = _running_sum(float(layer.backward_seconds.min()) for layer in layers)
-        self._sync = _running_sum(float(layer.sync_seconds.max()) for layer in layers)
-        self._without_sync = _running_sum(float((layer.seconds - layer.sync_seconds).min()) for layer in layers)
-
-    def bound(self, stage: Floats, start: int, end: int) -> Floats:
-        """Bound the step from the bounds of one stage's own work, per exit."""
-        forward, backward = self._forward[start], self._backward[start]
-        hidden = self._sync[end] - self._sync[start]
-        own = self._without_sync[end] - self._without_sync[start]
-        reduced = forward + stage + max(0.0, backward - hidden)
-        drained = forward + own + backward
-        return np.where(np.isfinite(stage), np.maximum(reduced, drained * (1 - ROUNDING)), np.inf)
-
-
-def _running_sum(amounts: Iterable[float]) -> Floats:
-    return np.concatenate([[0.0], np.cumsum(np.fromiter(amounts, dtype=np.float64))])
-
-
-def balanced_cut(weights: list[float], num_stages: int) -> Cut:
-    """Cut layers into stages so that the heaviest stage is as light as possible; of several, the first.
-
-    Args:
-        weights: per layer: seconds for the time-balanced cut, bytes for the memory-balanced one.
-        num_stages: at most one a layer.
-    """
-    sums = np.concatenate([[0.0], np.cumsum(weights)])
-    num_layers = len(weights)
-    # heaviest[j]: lightest heaviest stage of the first j layers; parents[k][j]: where the k-th stage then starts.
-    heaviest = sums.copy()
-    parents = []
-    for stage_index in range(1, num_stages):
-        following = np.full(num_layers + 1, np.inf)
-        parent = np.zeros(num_layers + 1, dtype=np.int64)
-        for end in range(stage_index + 1, num_layers + 1):
-            starts = np.arange(stage_index, end)
-            costs = np.maximum(heaviest[starts], sums[end] - sums[starts])
-            following[end] = costs.min()
-            parent[end] = starts[costs.argmin()]
-        heaviest = following
-        parents.append(parent)
-    cut = [num_layers]
-    for parent in reversed(parents):
-        cut.append(int(parent[cut[-1]]))
-    return (0, *reversed(cut)) if num_stages > 1 else (0, num_layers)
-
-
-def neighbours(cut: Cut) -> Iterator[Cut]:
-    """Give every cut that differs by one boundary layer on the other side."""
-    for index in range(1, len(cut) - 1):
-        for shift in (-1, 1):
-            moved = (*cut[:index], cut[index] + shift, *cut[index + 1 :])
-            if moved[index - 1] < moved[index] < moved[index + 1]:
-                yield moved
-
-
-def _cut_of(stages: StageStrategies) -> Cut:
-    return tuple(int(n) for n in np.concatenate([[0], np.cumsum([len(stage) for stage in stages])]))
-
-
-def _faster(one: Candidate | None, other: Candidate | None) -> Candidate | None:
-    if one is None or other is None:
-        return one or other
-    return other if other.estimate.step_seconds < one.estimate.step_seconds else one
+    def _every_tradeoff(self, skeleton: Skeleton, k: int, cutoff_seconds: float) -> list[Tradeoff] | None:
+        place, (stage, entry, leaving) = self._places[k], skeleton.stages[k]
+        limits = self._skeletons.ceilings(skeleton, k, cutoff_seconds - self._overhead)
+        key = (k, int(place.content[stage]), entry, leaving)
+        known = self._tradeoffs.get(key)
+        if known is not None and all(limit <= known[0][metric] for metric, limit in limits.items()):
+            return known[1]
+        # A little more room than needed: the next skeleton asks for nearly the same.
+        limits = {metric: limit * (1 + LEEWAY) for metric, limit in limits.items()}
+        ceilings = [Ceiling(place.graph(metric, entry), limit) for metric, limit in limits.items()]
+        leaves = ceilings[0].graph.leaves_in(None if place.position.is_last else self._options.exits[leaving])
+        kinds = self._options.kinds[place.start[stage] : place.end[stage]]
+        self._tradeoffs[key] = limits, tradeoffs(ceilings, kinds, leaves)
+        return self._tradeoffs[key][1]

@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from galvatron_planner.documents import Digest, Document, Value
 from galvatron_planner.plan import Plan
+from galvatron_planner.problem import Algorithm
 
 
 class Alternative(Value):
@@ -65,11 +66,13 @@ class SearchReport(Document):
 
     Attributes:
         problem_digest: what was searched.
-        lower_bound_seconds: no plan takes less than this per step, at the plan's batch size and within the cost model.
-        gap: how far the plan is above that at most, as a share of it; 0 when it is proven optimal.
+        algorithm: how it was searched.
+        lower_bound_seconds: no plan takes less than this per step, at the plan's batch size and within the cost model;
+            absent where the algorithm proves nothing: the published ones, and a plan that was brought.
+        gap: how far the plan is above that at most, as a share of it; 0 when it is proven optimal, absent like it.
         all_cuts: whether every cut was considered, or only those that balanced starts and moves reach.
         num_candidates: combinations of batch size, pipeline degree and number of micro-batches.
-        num_solved: those whose bound left hope.
+        num_solved: those that a quick look left open.
         pruned_by_rule: strategies that were left out.
         runners_up: best plan per other pipeline degree, fastest first.
         baselines: what single dimensions achieve.
@@ -79,11 +82,12 @@ class SearchReport(Document):
 
     schema_tag: Literal["galvatron/search-report/v1"] = Field(default="galvatron/search-report/v1", alias="schema")
     problem_digest: Digest
-    lower_bound_seconds: PositiveFloat
-    gap: NonNegativeFloat
+    algorithm: Algorithm = Algorithm.OPTIMAL
+    lower_bound_seconds: PositiveFloat | None = None
+    gap: NonNegativeFloat | None = None
     all_cuts: bool
     num_candidates: PositiveInt
-    num_solved: PositiveInt
+    num_solved: NonNegativeInt
     pruned_by_rule: tuple[RuleCount, ...]
     runners_up: tuple[Alternative, ...]
     baselines: tuple[Baseline, ...]

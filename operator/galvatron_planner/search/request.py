@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 
 from galvatron_planner import families, space
+from galvatron_planner.activations import activation_bytes, transient_bytes
 from galvatron_planner.cluster import Cluster, groups
 from galvatron_planner.dimensions import communication
-from galvatron_planner.model import Block, Embedding, Head, LayerSpec, ModelSpec, Precision
+from galvatron_planner.model import LayerSpec, ModelSpec, Precision
 from galvatron_planner.problem import BatchRange, SearchDimension, SearchLimits
 from galvatron_planner.profiles import ProfileRequest
 from galvatron_planner.strategy import LayerStrategy
@@ -80,20 +81,9 @@ def _micro_batch_sizes(
 
 
 def _rough_bytes(layer: LayerSpec, precision: Precision, samples: int) -> int:
-    """Estimate what measuring one layer takes: parameters, gradients, and activations at ``samples``.
-
-    Blocks keep about 34 numbers a token and hidden unit in half precision, plus the scores where attention is not
-    fused (Korthikanti et al. 2022, arXiv 2205.05198, equation 1, without the scores: the runtime's attention is fused).
-    """
-    boundary = boundary_bytes(layer, precision)
-    match layer:
-        case Embedding():
-            per_sample = 2 * boundary
-        case Block():
-            per_sample = 17 * boundary
-        case Head():
-            # Scores, their exponentials and the gradient, in FP32 or above.
-            per_sample = 2 * boundary + 3 * layer.sequence_length * layer.vocabulary_size * precision.parameter_bytes
+    """Estimate what measuring one layer takes: parameters, gradients, and activations at ``samples``."""
+    per_sample = activation_bytes(layer, tensor_degree=1, precision=precision)
+    per_sample += transient_bytes(layer, tensor_degree=1, precision=precision)
     return 2 * num_parameters(layer) * precision.parameter_bytes + samples * per_sample
 
 

@@ -6,18 +6,20 @@ lower bound is not below the best choice known are never looked into.
 """
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from galvatron_planner.search.bound import Guide, StageBounds, guide, memory_prices
 from galvatron_planner.search.front import ROUNDING, Limits, fastest_choice
-from galvatron_planner.search.graph import Kinds, StageGraph, StageTask
-from galvatron_planner.search.options import Flags, Floats, Integers, PipelineOptions
+from galvatron_planner.search.graph import Kinds, StageGraph
+from galvatron_planner.search.guide import Guide, guide, memory_prices
+from galvatron_planner.search.options import Flags, Floats, Integers
 from galvatron_planner.strategy import LayerStrategy, Layout
 
-NUM_BISECTIONS = 8
-LEAF_CAPS = 8
+NUM_BISECTIONS = 4
+LEAF_CAPS = 1
 """Neighbouring caps that are searched together: more make weaker bounds, fewer make more searches."""
 
 
@@ -27,7 +29,7 @@ class StageChoice:
 
     Attributes:
         strategies: one a layer.
-        seconds: of the whole step: all micro-batches, gradient reduction that sticks out, optimizer.
+        seconds: weighted as the task says.
         peak_bytes: without the reserve.
     """
 
@@ -46,43 +48,44 @@ class _Path:
 
 
 class StageSearch:
-    """Optimal strategies of the stages of one position; it has state because equal stages are solved once."""
+    """Optimal strategies of the stages of one task; it has state because equal stages are solved once."""
 
-    def __init__(self, options: PipelineOptions, task: StageTask) -> None:
-        self._graph = StageGraph(options, task)
-        self._bounds = StageBounds(self._graph)
-        self._prices = memory_prices(options, task.in_flight)
-        self._bounded: dict[Kinds, Floats] = {}
-        self._solved: dict[tuple[Kinds, Layout | None], StageChoice | None] = {}
+    def __init__(self, graph: StageGraph) -> None:
+        self._graph = graph
+        self._solved: dict[tuple[Kinds, Layout | None], tuple[StageChoice | None, float]] = {}
 
-    @property
-    def exits(self) -> tuple[Layout | None, ...]:
-        """Layouts in which the stage can leave; None alone on the last stage."""
-        return self._graph.exits
+    @cached_property
+    def _prices(self) -> Floats:
+        """Choose the memory prices to try: between the exchange rates of equal layers the cheapest choice is one."""
+        rates = memory_prices(self._graph.options, self._graph.task)[1:]
+        return np.concatenate([[0.0], rates[:1] / 2, np.sqrt(rates[1:] * rates[:-1]), rates[-1:] * 2])
 
-    def lower_bounds(self, kinds: Kinds) -> Floats:
-        """Bound the seconds of a stage from below, per exit."""
-        if kinds not in self._bounded:
-            self._bounded[kinds] = self._bounds.seconds(kinds)
-        return self._bounded[kinds]
+    def best(
+        self, kinds: Kinds, exit_layout: Layout | None, cutoff_seconds: float = float("inf")
+    ) -> StageChoice | None:
+        """Find the fastest choice that fits and leaves in ``exit_layout`` (None on the last stage).
 
-    def best(self, kinds: Kinds, exit_layout: Layout | None) -> StageChoice | None:
-        """Find the fastest choice that fits and leaves in ``exit_layout`` (None on the last stage), if there is one."""
+        Returns:
+            the choice, or None when there is none that is faster than the cutoff.
+        """
         key = (kinds, exit_layout)
-        if key not in self._solved:
-            path = _Solver(self._graph, kinds, self._graph.leaves_in(exit_layout), self._prices).solve()
-            self._solved[key] = None if path is None else self._choice(kinds, path)
-        return self._solved[key]
+        choice, searched = self._solved.get(key, (None, 0.0))
+        if choice is None and searched < cutoff_seconds:
+            path = self._solver(kinds, exit_layout, cutoff_seconds).solve()
+            choice = None if path is None else self._choice(kinds, path)
+            self._solved[key] = choice, cutoff_seconds
+        return choice
 
-    def smallest_peak(self, kinds: Kinds, exit_layout: Layout | None) -> int | None:
-        """Find the least device memory that any choice needs, without the reserve."""
-        leaves = self._graph.leaves_in(exit_layout)
-        peaks = []
-        for cap in self._graph.caps(kinds):
-            least = guide(self._graph, kinds, leaves, prices=np.zeros(1), cap=int(cap)).least_total
-            if np.isfinite(least):
-                peaks.append(int(least) + int(cap))
-        return min(peaks, default=None)
+    def glance(self, kinds: Kinds, exit_layout: Layout | None) -> StageChoice | None:
+        """Find a good choice that fits, quickly."""
+        choice, _ = self._solved.get((kinds, exit_layout), (None, 0.0))
+        if choice is not None:
+            return choice
+        path = self._solver(kinds, exit_layout, float("inf")).glance()
+        return None if path is None else self._choice(kinds, path)
+
+    def _solver(self, kinds: Kinds, exit_layout: Layout | None, cutoff_seconds: float) -> "_Solver":
+        return _Solver(self._graph, kinds, self._graph.leaves_in(exit_layout), self._prices, cutoff_seconds)
 
     def _choice(self, kinds: Kinds, path: _Path) -> StageChoice:
         layers = self._graph.options.layers
@@ -93,12 +96,13 @@ class StageSearch:
 class _Solver:
     """One stage; it has state because the best choice seen decides what is still looked into."""
 
-    def __init__(self, graph: StageGraph, kinds: Kinds, leaves: Flags, prices: Floats) -> None:
+    def __init__(self, graph: StageGraph, kinds: Kinds, leaves: Flags, prices: Floats, cutoff_seconds: float) -> None:
         self._graph = graph
         self._kinds = kinds
         self._leaves = leaves
         self._prices = prices
         self._best: _Path | None = None
+        self._cutoff = cutoff_seconds
         self._around: tuple[float, float] | None = None
 
     def solve(self) -> _Path | None:
@@ -120,9 +124,12 @@ class _Solver:
                 heapq.heappush(queue, (self._bound(caps, *part), *part))
         return self._best
 
-    @property
-    def _cutoff(self) -> float:
-        return float("inf") if self._best is None else self._best.seconds
+    def glance(self) -> _Path | None:
+        """Try the memory prices only."""
+        caps = self._graph.caps(self._kinds)
+        if len(caps) and self._leaves.any():
+            self._search_price(int(caps[-1]))
+        return self._best
 
     def _room(self, cap: int) -> int:
         return self._graph.task.budget_bytes - cap
@@ -168,10 +175,40 @@ class _Solver:
             self._offer(path)
         cheap, frugal = self._cheapest_at(low, cap), self._cheapest_at(high, cap)
         if cheap is not None and frugal is not None:
-            for length in range(len(self._kinds) + 1):
-                self._offer(self._path([*cheap.choices[:length], *frugal.choices[length:]]))
-                self._offer(self._path([*frugal.choices[:length], *cheap.choices[length:]]))
+            self._offer(self._mixture(cheap, frugal))
+            self._offer(self._mixture(frugal, cheap))
         return low, high
+
+    def _mixture(self, one: _Path, other: _Path) -> _Path | None:
+        """Find the fastest way that begins as one path, ends as the other, and fits."""
+        path = self._graph.path(self._kinds)
+        first, second = self._steps(one.choices), self._steps(other.choices)
+        joints = np.zeros((len(path), 2))
+        for index in range(1, len(path)):
+            state, choice = int(path[index - 1].state[one.choices[index - 1]]), other.choices[index]
+            joints[index] = path[index].seconds[state, choice], path[index].working[state, choice]
+        lengths = np.arange(1, len(path))
+        if len(lengths) == 0:
+            return None
+        seconds = np.cumsum(first[:, 0])[lengths - 1] + joints[lengths, 0]
+        seconds = seconds + np.append(np.cumsum(second[::-1, 0])[::-1], 0.0)[lengths + 1]
+        kept = np.cumsum(first[:, 1])[lengths - 1] + np.cumsum(second[::-1, 1])[::-1][lengths]
+        working = np.maximum(np.maximum.accumulate(first[:, 2])[lengths - 1], joints[lengths, 1])
+        working = np.maximum(working, np.append(np.maximum.accumulate(second[::-1, 2])[::-1], 0.0)[lengths + 1])
+        exit_bytes = self._graph.exit_bytes(self._kinds[-1])[int(path[-1].state[other.choices[-1]])]
+        fits = kept + working + exit_bytes <= self._graph.task.budget_bytes
+        if not fits.any():
+            return None
+        length = int(lengths[np.where(fits, seconds, np.inf).argmin()])
+        return self._path([*one.choices[:length], *other.choices[length:]])
+
+    def _steps(self, choices: Sequence[int]) -> Floats:
+        """List seconds, bytes kept and working memory of every layer of a path, (layers, 3)."""
+        steps, state = [], 0
+        for edges, choice in zip(self._graph.path(self._kinds), choices, strict=True):
+            steps.append((edges.seconds[state, choice], edges.kept[choice], edges.working[state, choice]))
+            state = int(edges.state[choice])
+        return np.array(steps, dtype=np.float64)
 
     def _cheapest_at(self, price: float, cap: int) -> _Path | None:
         return self._follow(self._guide(np.array([price]), cap))
@@ -181,7 +218,7 @@ class _Solver:
 
     def _offer(self, path: _Path | None) -> None:
         if path is not None and self._fits(path) and path.seconds < self._cutoff:
-            self._best = path
+            self._best, self._cutoff = path, path.seconds
 
     def _follow(self, along: Guide, price_index: int = 0) -> _Path | None:
         """Walk the cheapest way at one of the guide's memory prices."""
@@ -205,4 +242,4 @@ class _Solver:
             kept += int(edges.kept[choice])
             working = max(working, int(edges.working[state, choice]))
             state = int(edges.state[choice])
-        return _Path(tuple(choices), seconds, kept + working + int(self._graph.exit_bytes[state]))
+        return _Path(tuple(choices), seconds, kept + working + int(self._graph.exit_bytes(self._kinds[-1])[state]))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from galvatron_planner.model import Block
+from galvatron_planner.model import Embedding, Head
 from galvatron_planner.profiles import ProfileRequest
 from galvatron_planner.workload import parameters
 from galvatron_runtime.data import SyntheticSamples
@@ -87,4 +87,4 @@ def _repeating(name: str, run_once: Callable[[], None], bench: Bench) -> Trial:
 
 
 def _vocabulary_size(request: ProfileRequest) -> int:
-    return next((layer.vocabulary_size for layer in request.layers if not isinstance(layer, Block)), 2)
+    return next((layer.vocabulary_size for layer in request.layers if isinstance(layer, Embedding | Head)), 2)

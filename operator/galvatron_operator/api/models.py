@@ -1,0 +1,59 @@
+"""``spec.model`` as the planner's model: a preset, or fields with their defaults filled in."""
+
+from galvatron_operator.api.spec import ModelFields
+from galvatron_planner import presets
+from galvatron_planner.errors import InvalidInput
+from galvatron_planner.model import Family, ModelSpec, num_image_tokens
+
+IMAGE_FAMILIES = (Family.VIT, Family.SWIN)
+
+TEXT_VOCABULARY = 256
+"""Tokens of a text model that names no vocabulary: the bytes."""
+IMAGE_CLASSES = 1000
+"""Classes of an image model that names none: ImageNet's."""
+
+
+def model_of(fields: ModelFields) -> ModelSpec:
+    """Write the model with every default filled in.
+
+    Raises:
+        InvalidInput: when there is no such preset, or its length cannot be changed.
+        ValueError: when fields contradict each other; ``checks.py`` has looked for missing ones.
+    """
+    if fields.preset is not None:
+        return presets.preset(fields.preset, sequence_length=fields.sequence_length)
+    family, hidden, heads = fields.family, fields.hidden_size, fields.num_attention_heads
+    if family is None or hidden is None or heads is None:
+        raise InvalidInput("spec.model is incomplete", remedy="name a preset, or family and shape")
+    is_image = family in IMAGE_FAMILIES
+    # The planner's own defaults, where nothing is written.
+    written = {"head_size": fields.head_size, "rotary_base": fields.rotary_base}
+    return ModelSpec(
+        family=family,
+        hidden_size=hidden,
+        num_layers=fields.num_layers or sum(fields.depths or ()),
+        num_heads=heads,
+        num_key_value_heads=fields.num_key_value_heads or heads,
+        feed_forward_size=fields.feed_forward_size or default_feed_forward_size(family, hidden),
+        sequence_length=fields.sequence_length
+        or num_image_tokens(family, image_size=fields.image_size or 0, patch_size=fields.patch_size or 1),
+        vocabulary_size=fields.vocabulary_size or (IMAGE_CLASSES if is_image else TEXT_VOCABULARY),
+        num_decoder_layers=fields.num_decoder_layers or 0,
+        decoder_sequence_length=fields.decoder_sequence_length or 0,
+        image_size=fields.image_size or 0,
+        patch_size=fields.patch_size or 0,
+        depths=fields.depths or (),
+        window_size=fields.window_size or 0,
+        **{name: value for name, value in written.items() if value is not None},
+    )
+
+
+def default_feed_forward_size(family: Family, hidden_size: int) -> int:
+    """Inner width of the feed-forward part when the user names none.
+
+    Four times the hidden size (Vaswani et al. 2017). Gated, 8/3 of it, which gives three matrices the parameters of
+    the other families' two, rounded up to a multiple of 256 (Touvron et al. 2023: 4096 -> 11008).
+    """
+    if family in (Family.LLAMA, Family.MISTRAL, Family.QWEN2):
+        return -(-8 * hidden_size // (3 * 256)) * 256
+    return 4 * hidden_size

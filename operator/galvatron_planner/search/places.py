@@ -1,0 +1,176 @@
+"""One place in a pipeline: bounds of every stage that can stand there, replaced by exact values where they are needed.
+
+Legend: Q possible stages (first and last layer), E layouts in which a stage can be entered, X exits.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from galvatron_planner.search.bound import BoundTable
+from galvatron_planner.search.contents import Contents
+from galvatron_planner.search.graph import StageGraph, StageTask
+from galvatron_planner.search.options import Flags, Floats, Integers, PipelineOptions
+from galvatron_planner.search.stage import StageChoice, StageSearch
+from galvatron_planner.strategy import Layout
+
+
+class Metric(IntEnum):
+    """What of a stage is minimised."""
+
+    TRAVERSAL = 0
+    """What a stage adds to the way of one micro-batch through the pipeline and back."""
+    WORK = 1
+    """Seconds of all micro-batches and of the optimizer: what the slowest stage takes."""
+    FINISH = 2
+    """The same with the gradient reduction that sticks out."""
+
+
+Weights = tuple[float, float, float, float]
+"""Of the amounts of time of a stage: forward, backward, reduction, optimizer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """What all stages of a place have in common.
+
+    Attributes:
+        num_micro_batches: of the step.
+        in_flight: micro-batches whose activations they hold at most.
+        budget_bytes: device memory without the reserve.
+        is_first: whether the model begins here.
+        is_last: whether it ends here.
+    """
+
+    num_micro_batches: int
+    in_flight: int
+    budget_bytes: int
+    is_first: bool
+    is_last: bool
+
+    def weights(self, metric: Metric) -> Weights:
+        """Weigh the amounts of time of a stage.
+
+        The first stage is the last to end its passes, so its reduction comes after whatever the others take.
+        """
+        m, after_all = float(self.num_micro_batches), float(self.is_first)
+        if self.is_first and self.is_last:
+            return m, m, 1.0, 1.0
+        return {
+            Metric.TRAVERSAL: (1.0, 1.0, after_all, 0.0),
+            Metric.WORK: (m, m, after_all, 1.0),
+            Metric.FINISH: (m, m, 1.0, 1.0),
+        }[metric]
+
+
+class Place:
+    """All stages of one place; it has state because bounds are sharpened where the search looks.
+
+    Attributes:
+        position: what they have in common.
+        start: first layer of each stage, rising, (Q,).
+        end: one past its last layer, (Q,).
+        content: what it holds, (Q,).
+        hop: seconds of one transfer to the next stage, (Q, X).
+        seconds: per metric, (E, X) of each stage: (3, Q, E, X); bounds, or exact where ``exact`` says so.
+        exact: (3, Q, E, X).
+        offsets: where the stages of each distinct first layer begin, for reductions over them.
+    """
+
+    def __init__(self, options: PipelineOptions, contents: Contents, position: Position, allowed: Flags) -> None:
+        """List the stages; bounds follow with :meth:`bound`.
+
+        Args:
+            options: what layers may choose.
+            contents: of the model.
+            position: of the place.
+            allowed: by first layer and number of layers, (layers + 1, layers + 1).
+        """
+        self.position = position
+        self.start, length = np.nonzero(allowed)
+        self.end = self.start + length
+        self.content: Integers = contents.table[self.start, length]
+        self.offsets = np.flatnonzero(np.diff(self.start, prepend=-1))
+        self._options = options
+        self._contents = contents
+        self._graphs: dict[tuple[Weights, int], StageGraph] = {}
+        self._searches: dict[tuple[Weights, int], StageSearch] = {}
+        num_exits = 1 if position.is_last else len(options.exits)
+        self.hop: Floats = self._hops() if not position.is_last else np.zeros((len(self.start), 1))
+        shape = (3, len(self.start), self.num_entries, num_exits)
+        self.seconds: Floats = np.full(shape, np.inf)
+        self.exact: Flags = np.zeros(shape, dtype=bool)
+
+    @property
+    def num_entries(self) -> int:
+        """Layouts in which a stage can be entered."""
+        return 1 if self.position.is_first else len(self._options.exits)
+
+    def solve(
+        self, metric: Metric, stage: int, entry: int, exit_index: int, cutoff_seconds: float = float("inf")
+    ) -> StageChoice | None:
+        """Find the best strategies of one stage, and sharpen every equal stage's bound to their value.
+
+        Returns:
+            the strategies, or None when the stage is not faster than the cutoff.
+        """
+        content, leaving = int(self.content[stage]), self._leaving(exit_index)
+        choice = self._search(metric, entry).best(self._contents.kinds_of(content), leaving, cutoff_seconds)
+        equal = np.flatnonzero(self.content == content)
+        self.seconds[metric, equal, entry, exit_index] = cutoff_seconds if choice is None else choice.seconds
+        self.exact[metric, equal, entry, exit_index] = choice is not None
+        return choice
+
+    def glance(self, metric: Metric, stage: int, entry: int, exit_index: int) -> StageChoice | None:
+        """Find good strategies of one stage, quickly."""
+        kinds = self._contents.kinds_of(int(self.content[stage]))
+        return self._search(metric, entry).glance(kinds, self._leaving(exit_index))
+
+    def _leaving(self, exit_index: int) -> Layout | None:
+        return None if self.position.is_last else self._options.exits[exit_index]
+
+    def graph(self, metric: Metric, entry: int) -> StageGraph:
+        """Give the graph of the stages that are entered in one layout."""
+        return self._graph(self.position.weights(metric), entry)
+
+    def _graph(self, weights: Weights, entry: int) -> StageGraph:
+        if (weights, entry) not in self._graphs:
+            task = StageTask(
+                weights=weights,
+                in_flight=self.position.in_flight,
+                budget_bytes=self.position.budget_bytes,
+                entry=None if self.position.is_first else self._options.exits[entry],
+                feeds_next=not self.position.is_last,
+            )
+            like = next((graph for (own, _), graph in self._graphs.items() if own == weights), None)
+            self._graphs[weights, entry] = StageGraph(self._options, task, like)
+        return self._graphs[weights, entry]
+
+    def _search(self, metric: Metric, entry: int) -> StageSearch:
+        weights = self.position.weights(metric)
+        if (weights, entry) not in self._searches:
+            self._searches[weights, entry] = StageSearch(self.graph(metric, entry))
+        return self._searches[weights, entry]
+
+    def _hops(self) -> Floats:
+        by_kind: Mapping[int, Floats] = {kind: self._options.hop_seconds(kind) for kind in set(self._options.kinds)}
+        rows = [by_kind[self._contents.distinct[content].pair[1]] for content in self.content]
+        return np.array(rows).reshape(len(rows), len(self._options.exits))
+
+    def bound(self) -> "Place":
+        """Bound all stages."""
+        distinct, index = np.unique(self.content, return_inverse=True)
+        weightings = list(dict.fromkeys(self.position.weights(metric) for metric in Metric))
+        graphs = [[self._graph(weights, entry) for entry in range(self.num_entries)] for weights in weightings]
+        bounds = BoundTable(graphs, self._contents).seconds(distinct)
+        for metric in Metric:
+            self.seconds[metric] = bounds[weightings.index(self.position.weights(metric))][index]
+        return self
+
+    def peaks(self) -> Floats:
+        """Give the least device memory that each stage needs, without the reserve, (Q, E, X)."""
+        distinct, index = np.unique(self.content, return_inverse=True)
+        graphs = [[self.graph(Metric.FINISH, entry) for entry in range(self.num_entries)]]
+        return np.asarray(BoundTable(graphs, self._contents, exact_caps=True).peaks(distinct)[index])

@@ -1,0 +1,190 @@
+"""Cuts of a model into stages with the layouts between them: which of them can be fast enough.
+
+A *skeleton* fixes where the model is cut and in which layout each stage leaves. Its bound is the longest of the ways
+through the schedule that :func:`schedule_seconds` gives; a dynamic programme over places, from the last to the first,
+tells how late each stage may begin, and thereby which skeletons have a bound below a time.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from galvatron_planner.problem import Schedule
+from galvatron_planner.search.front import ROUNDING
+from galvatron_planner.search.options import FORWARD, Floats, PipelineOptions
+from galvatron_planner.search.places import Metric, Place
+
+INFINITE = float("inf")
+NUM_BISECTIONS = 30
+"""Halvings that find how much work a stage may have."""
+
+StageIndex = tuple[int, int, int]
+"""A stage by its index in its place, its entry and its exit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """Stages of a pipeline, first to last."""
+
+    stages: tuple[StageIndex, ...]
+
+
+def schedule_seconds(work: Floats, onward: Floats, *, num_micro_batches: int, ahead: int, schedule: Schedule) -> Floats:
+    """Bound what a step takes from where a stage begins to where it ends, from two amounts of time.
+
+    A stage computes all micro-batches. In 1F1B it also waits: with ``ahead`` micro-batches in flight, one way to the
+    last stage and back holds up what it could compute meanwhile, at the beginning, at the end, and in between as often
+    as its window is emptied. In GPipe every micro-batch passes it forward before the first comes back.
+
+    Args:
+        work: all micro-batches and the optimizer on this stage.
+        onward: the way of one micro-batch through all later stages and back, transfers included.
+        num_micro_batches: of the step.
+        ahead: micro-batches that the stage has in flight at most, in 1F1B.
+        schedule: the order of passes.
+
+    Returns:
+        seconds; a test holds that they are never more than the schedule takes.
+    """
+    if schedule is Schedule.GPIPE:
+        return work + onward
+    window = min(ahead, num_micro_batches)
+    one = work / num_micro_batches
+    if num_micro_batches - 1 < window:
+        return np.asarray(np.maximum(work, onward + (num_micro_batches + 1) / 2 * one))
+    emptied = max(0, (num_micro_batches - 1) // window - 1)
+    hidden = (window - 1) * one
+    return np.asarray(work + np.maximum(0.0, 2 * onward - hidden) + emptied * np.maximum(0.0, onward - hidden))
+
+
+class Skeletons:
+    """All skeletons of one pipeline; their bounds follow the places', which are sharpened on the way."""
+
+    def __init__(
+        self, places: Sequence[Place], options: PipelineOptions, *, num_micro_batches: int, schedule: Schedule
+    ) -> None:
+        self._places = places
+        self._least_seconds = options.least_seconds
+        self._num_layers = len(options.kinds)
+        self._num_micro_batches = num_micro_batches
+        self._schedule = schedule
+
+    def lowest(self, limit: float, solved: set[Skeleton]) -> Skeleton | None:
+        """Find the skeleton of lowest bound below the limit; where some have been solved, any other one below it."""
+        found = None
+        while (skeleton := next(self._below(limit, solved), None)) is not None:
+            found = skeleton
+            if solved:
+                break
+            # From the bound of what was found on downwards, until nothing is below: few steps, for bounds are few.
+            limit = self.bound_of(skeleton) * (1 - ROUNDING)
+        return found
+
+    def _onward(self) -> list[Floats]:
+        """Give per place the least way through it and all later stages and back, by first layer and entry."""
+        shape = (self._num_layers + 1, 1)
+        onward = [np.zeros(shape)]
+        for place in reversed(self._places):
+            way = place.seconds[Metric.TRAVERSAL] + self._beyond(place, onward[-1])[:, None, :]
+            least = np.full((shape[0], place.num_entries), INFINITE)
+            if len(place.start):
+                starts = place.start[place.offsets]
+                least[starts] = np.minimum.reduceat(way.min(axis=2), place.offsets, axis=0)
+            onward.append(least)
+        return onward[::-1]
+
+    def _beyond(self, place: Place, onward: Floats) -> Floats:
+        """Give the least way from the exit of each stage on, and back to it, (Q, X)."""
+        return np.asarray(2 * place.hop + onward[place.end])
+
+    def _slack(self, limit: float) -> list[Floats]:
+        """Tell per place how late each stage may begin so that all that follows ends within the limit, (Q, E, X)."""
+        onward = self._onward()
+        least = np.concatenate([[0.0], np.cumsum(self._least_seconds[FORWARD])])
+        latest = np.full((self._num_layers + 1, 1), limit)
+        slack: list[Floats] = []
+        for k in reversed(range(len(self._places))):
+            place = self._places[k]
+            passing = self._passing(k, onward[k + 1])
+            with np.errstate(invalid="ignore"):  # infinity minus infinity: a stage that does not fit
+                follows = latest[place.end][:, None, :] - place.seconds[Metric.TRAVERSAL] - 2 * place.hop[:, None, :]
+                begin = np.minimum(limit - passing, follows)
+            late = least[place.start][:, None, None] * (1 - ROUNDING) + place.seconds[Metric.FINISH] > limit
+            begin = np.where(late | np.isnan(begin), -INFINITE, begin)
+            latest = np.full((self._num_layers + 1, place.num_entries), -INFINITE)
+            if len(place.start):
+                latest[place.start[place.offsets]] = np.maximum.reduceat(begin.max(axis=2), place.offsets, axis=0)
+            slack.append(begin)
+        return slack[::-1]
+
+    def _passing(self, k: int, onward: Floats) -> Floats:
+        """Bound the time from where a stage begins to where it ends, (Q, E, X)."""
+        place = self._places[k]
+        beyond = np.zeros(1) if place.position.is_last else self._beyond(place, onward)[:, None, :]
+        with np.errstate(invalid="ignore"):
+            return self._passed(k, place.seconds[Metric.WORK], beyond)
+
+    def _below(self, limit: float, solved: set[Skeleton]) -> Iterator[Skeleton]:
+        """Give the skeletons whose bound is below the limit, depth first, the ones with most slack first."""
+        slack = self._slack(limit)
+        return (one for one in self._extended(slack, (), start=0, begun=0.0) if one not in solved)
+
+    def _extended(
+        self, slack: Sequence[Floats], before: tuple[StageIndex, ...], *, start: int, begun: float
+    ) -> Iterator[Skeleton]:
+        k = len(before)
+        if k == len(self._places):
+            yield Skeleton(before)
+            return
+        place, entry = self._places[k], before[-1][2] if before else 0
+        first, last = np.searchsorted(place.start, [start, start + 1])
+        among = slack[k][first:last, entry]
+        rows, exits = np.nonzero(among >= begun)
+        for index in np.argsort(-among[rows, exits], kind="stable"):
+            stage, leaving = int(first + rows[index]), int(exits[index])
+            way = place.seconds[Metric.TRAVERSAL, stage, entry, leaving] + 2 * place.hop[stage, leaving]
+            grown = (*before, (stage, entry, leaving))
+            yield from self._extended(slack, grown, start=int(place.end[stage]), begun=begun + float(way))
+
+    def bound_of(self, skeleton: Skeleton) -> float:
+        """Give the limit at which a skeleton drops out."""
+        onward = self._onward()
+        least = np.concatenate([[0.0], np.cumsum(self._least_seconds[FORWARD])])
+        begun = bound = 0.0
+        for k, one in enumerate(skeleton.stages):
+            place, (stage, _, leaving) = self._places[k], one
+            passing = float(self._passing(k, onward[k + 1])[one])
+            finish = float(least[place.start[stage]] * (1 - ROUNDING) + place.seconds[Metric.FINISH][one])
+            bound = max(bound, begun + passing, finish)
+            begun += float(place.seconds[Metric.TRAVERSAL][one] + 2 * place.hop[stage, leaving])
+        return bound
+
+    def ceilings(self, skeleton: Skeleton, k: int, limit: float) -> dict[Metric, float]:
+        """Give what a stage may come to so that the bound of its skeleton stays below the limit."""
+        own = [place.seconds[:, *one] for place, one in zip(self._places, skeleton.stages, strict=True)]
+        hops = [2 * float(p.hop[stage, out]) for p, (stage, _, out) in zip(self._places, skeleton.stages, strict=True)]
+        ways = [float(one[Metric.TRAVERSAL]) + hop for one, hop in zip(own, hops, strict=True)]
+        begun = np.concatenate([[0.0], np.cumsum(ways)])
+        onward = [float(begun[-1] - begun[j + 1]) + hops[j] for j in range(len(self._places))]
+        later = [limit - begun[j] - self._passed(j, own[j][Metric.WORK], onward[j]) for j in range(k + 1, len(own))]
+        low, high = float(own[k][Metric.WORK]), limit
+        for _ in range(NUM_BISECTIONS):
+            middle = (low + high) / 2
+            within = begun[k] + self._passed(k, np.asarray(middle), onward[k]) <= limit
+            low, high = (middle, high) if within else (low, middle)
+        first = int(self._places[k].start[skeleton.stages[k][0]])
+        return {
+            Metric.FINISH: limit - float(self._least_seconds[FORWARD, :first].sum()) * (1 - ROUNDING),
+            Metric.WORK: high,
+            Metric.TRAVERSAL: float(own[k][Metric.TRAVERSAL]) + max(0.0, float(min(later, default=limit))),
+        }
+
+    def _passed(self, k: int, work: Floats, onward: Floats | float) -> Floats:
+        return schedule_seconds(
+            work,
+            np.asarray(onward),
+            num_micro_batches=self._num_micro_batches,
+            ahead=len(self._places) - k,
+            schedule=self._schedule,
+        )

@@ -1,0 +1,57 @@
+"""The search against every plan of small problems; ``benchmarks.oracle`` does the same ten thousand times."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+import generators
+import oracles
+from galvatron_planner.cost.step import BatchSplit, estimate
+from galvatron_planner.errors import NoFeasiblePlan
+from galvatron_planner.problem import PlanningProblem
+from galvatron_planner.search.optimizer import search
+from galvatron_planner.search.report import Solution
+
+UNHURRIED = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+
+def solved(problem: PlanningProblem) -> Solution | None:
+    try:
+        return search(problem)
+    except NoFeasiblePlan:
+        return None
+
+
+def assert_optimal(problem: PlanningProblem) -> None:
+    best, solution = oracles.optimum(problem), solved(problem)
+    assert (solution is None) == (best is None)
+    if solution is None or best is None:
+        return
+    plan, report = solution.plan, solution.report
+    split = BatchSplit(plan.global_batch_size, plan.num_micro_batches)
+    assert plan.estimate == estimate(problem, tuple(stage.layers for stage in plan.stages), split)
+    assert plan.estimate.peak_bytes <= problem.cluster.device_memory_bytes
+    assert report.lower_bound_seconds is not None
+    per_sample = 1 / best.estimate.samples_per_second
+    assert report.lower_bound_seconds / plan.global_batch_size <= per_sample * (1 + 1e-9)
+    assert 1 / plan.estimate.samples_per_second == pytest.approx(per_sample, rel=1e-9, abs=0)
+
+
+@settings(max_examples=25, suppress_health_check=UNHURRIED)
+@given(generators.small_problems(max_plans=200))
+def test_all_plans_at_once_are_all_plans_one_by_one(problem: PlanningProblem) -> None:
+    expected = max((one.samples_per_second for _, _, one in oracles.fitting_plans(problem)), default=0.0)
+    best = oracles.optimum(problem)
+    assert (best.estimate.samples_per_second if best else 0.0) == pytest.approx(expected, rel=1e-12)
+
+
+@settings(max_examples=15, suppress_health_check=UNHURRIED)
+@given(generators.small_problems(max_plans=2_000))
+def test_no_plan_is_faster(problem: PlanningProblem) -> None:
+    assert_optimal(problem)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, suppress_health_check=UNHURRIED)
+@given(generators.small_problems())
+def test_no_plan_of_some_hundred_thousand_is_faster(problem: PlanningProblem) -> None:
+    assert_optimal(problem)

@@ -1,0 +1,173 @@
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as generate
+
+import builders
+import generators
+from galvatron_planner.cluster import DeviceKind
+from galvatron_planner.cost.occupancy import occupancy, peak_bytes
+from galvatron_planner.cost.pipeline import StageSeconds, finish_seconds, in_flight
+from galvatron_planner.cost.prices import PriceList
+from galvatron_planner.cost.simulator import ARRIVALS, PASSES, EventKind, Timeline, simulate
+from galvatron_planner.cost.step import BatchSplit, price_step
+from galvatron_planner.cost.work import Work
+from galvatron_planner.model import ModelSpec
+from galvatron_planner.plan import Estimate, Plan
+from galvatron_planner.problem import Schedule, SearchLimits
+
+EXACT = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """A plan with both prices of it."""
+
+    plan: Plan
+    timeline: Timeline
+    estimate: Estimate
+
+
+def simulated(plan: Plan, *, device_kind: DeviceKind = DeviceKind.CPU, **profile: float) -> Simulated:
+    on = plan.cluster.model_copy(update={"device_kind": device_kind})
+    measured = builders.profile(plan.model, on, **profile)  # type: ignore[arg-type]  # floats stand for integers too
+    limits = SearchLimits(schedule=plan.schedule)
+    problem = builders.problem(plan.model, on, batch=plan.global_batch_size, limits=limits, measured=measured)
+    prices, stages = PriceList.of(problem), tuple(stage.layers for stage in plan.stages)
+    split = BatchSplit(plan.global_batch_size, plan.num_micro_batches)
+    timeline = simulate(prices, problem, stages, split)
+    return Simulated(plan, timeline, price_step(prices, problem, stages, split))
+
+
+def plans_of(spec: ModelSpec) -> generate.SearchStrategy[Plan]:
+    return generate.one_of(
+        generators.plans(4, spec=spec, max_micro_batches=9), generators.plans(8, spec=spec, max_micro_batches=6)
+    )
+
+
+SIMULATED = generate.builds(
+    simulated,
+    generators.EVERY_MODEL.flatmap(plans_of),
+    device_kind=generate.sampled_from(DeviceKind),
+    flops_per_second=generate.sampled_from([1e9, 1e11, 1e12]),
+    computation_slowdown=generate.sampled_from([1.0, 1.25, 2.0]),
+    reserve_bytes=generate.sampled_from([0, 1 << 20]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIMULATED)
+def test_the_simulated_step_takes_what_the_formula_says(one: Simulated) -> None:
+    assert one.timeline.step_seconds == pytest.approx(one.estimate.step_seconds, rel=EXACT)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIMULATED)
+def test_every_stage_ends_its_passes_when_the_recurrence_says(one: Simulated) -> None:
+    facts = [stage.facts for stage in one.timeline.stages]
+    passes = [
+        StageSeconds(stage.seconds(EventKind.FORWARD), stage.seconds(EventKind.BACKWARD), stage.hop_seconds)
+        for stage in facts
+    ]
+    ends = finish_seconds(passes, num_micro_batches=one.plan.num_micro_batches, schedule=one.plan.schedule)
+    assert [stage.finish_seconds for stage in one.timeline.stages] == pytest.approx(ends, rel=EXACT)
+    assert [stage.seconds for stage in passes] == pytest.approx(one.estimate.stage_seconds, rel=EXACT)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIMULATED)
+def test_the_estimate_is_reached_but_for_what_cannot_meet(one: Simulated) -> None:
+    # The cost model adds the largest working memory of any layer to what all layers keep, and one buffer at the door.
+    # All of it is kept only while the last layer goes backward, and the buffer may be free at that moment.
+    for stage, estimated in zip(one.timeline.stages, one.estimate.stage_peak_bytes, strict=True):
+        last, *others = (piece.working_bytes for piece in stage.facts.work.backward)
+        may_miss = max(0, max(others, default=0) - last) + stage.facts.entry_bytes
+        peak = peak_bytes(stage, reserve_bytes=one.timeline.reserve_bytes)
+        assert estimated - may_miss <= peak <= estimated
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIMULATED)
+def test_memory_returns_to_the_states_when_the_step_is_over(one: Simulated) -> None:
+    for stage in one.timeline.stages:
+        held = occupancy(stage)
+        assert held[-1].total_bytes == 0
+        assert all(min(value.bytes_by_use) >= 0 for value in held)
+        assert [value.seconds for value in held] == sorted(value.seconds for value in held)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIMULATED)
+def test_a_stage_holds_as_many_micro_batches_as_the_cost_model_counts(one: Simulated) -> None:
+    for index, stage in enumerate(one.timeline.stages):
+        held = most = 0
+        for event in stage.of(*PASSES):
+            held += 1 if event.kind is EventKind.FORWARD else -1
+            most = max(most, held)
+        assert most == in_flight(
+            one.plan.schedule,
+            stage_index=index,
+            num_stages=len(one.plan.stages),
+            num_micro_batches=one.plan.num_micro_batches,
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIMULATED)
+def test_a_device_does_one_pass_at_a_time_and_none_before_its_input_is_there(one: Simulated) -> None:
+    for stage in one.timeline.stages:
+        passes = stage.of(*PASSES)
+        assert all(before.end_seconds <= after.start_seconds for before, after in pairwise(passes))
+        arrivals = {(ARRIVALS[event.kind], event.micro_batch): event for event in stage.of(*ARRIVALS)}
+        for event in passes:
+            arrived = arrivals.get((event.kind, event.micro_batch))
+            assert arrived is None or arrived.end_seconds <= event.start_seconds
+
+
+def test_two_stages_by_hand() -> None:
+    # Two stages of one layer each, two micro-batches, 1F1B: stage 0 does F0 F1 B0 B1, stage 1 F0 B0 F1 B1.
+    one = simulated(builders.plan("dp2 dp2", "dp2 dp2", num_micro_batches=2))
+    kinds = [[(event.kind.value[0], event.micro_batch) for event in stage.of(*PASSES)] for stage in one.timeline.stages]
+    assert kinds == [[("f", 0), ("f", 1), ("b", 0), ("b", 1)], [("f", 0), ("b", 0), ("f", 1), ("b", 1)]]
+
+
+def test_gpipe_passes_everything_forward_first() -> None:
+    plan = builders.plan("dp2 dp2", "dp2 dp2", num_micro_batches=4, schedule=Schedule.GPIPE)
+    for stage in simulated(plan).timeline.stages:
+        assert [event.kind for event in stage.of(*PASSES)] == [EventKind.FORWARD] * 4 + [EventKind.BACKWARD] * 4
+
+
+def test_recomputation_is_a_part_of_the_backward_pass() -> None:
+    timeline = simulated(builders.plan("single single-ckpt single-ckpt single", on=builders.cluster(1))).timeline
+    recomputed = [
+        piece.layer_index
+        for piece in timeline.stages[0].facts.work.backward
+        if Work.RECOMPUTATION in dict(piece.shares)
+    ]
+    assert recomputed == [2, 1]
+
+
+def test_what_a_pass_is_made_of_adds_up_to_its_price() -> None:
+    plan = builders.plan("tp2-dp2 fsdp2-tp2-ckpt", "fsdp4 dp4", on=builders.cluster(8))
+    one = simulated(plan, device_kind=DeviceKind.CUDA)
+    for stage, seconds in zip(one.timeline.stages, one.estimate.stage_seconds, strict=True):
+        pieces = (*stage.facts.work.forward, *stage.facts.work.backward)
+        assert sum(share for piece in pieces for _, share in piece.shares) == pytest.approx(seconds, rel=EXACT)
+        assert all(share > 0 for piece in pieces for work, share in piece.shares if work is not Work.LAYOUT)
+
+
+@pytest.mark.parametrize("schedule", Schedule)
+def test_a_long_pipeline_with_many_micro_batches_takes_what_the_formula_says(schedule: Schedule) -> None:
+    plan = builders.plan(
+        *("single single-ckpt" for _ in range(15)),
+        "single single",
+        spec=builders.model(num_layers=30),
+        on=builders.cluster(16),
+        global_batch_size=256,
+        num_micro_batches=256,
+        schedule=schedule,
+    )
+    one = simulated(plan, flops_per_second=1e9)
+    assert one.timeline.step_seconds == pytest.approx(one.estimate.step_seconds, rel=EXACT)
