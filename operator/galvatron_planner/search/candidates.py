@@ -1,7 +1,7 @@
 """The outer loop: every batch size, pipeline degree and number of micro-batches, the most promising first."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from galvatron_planner import families, space
 from galvatron_planner.cost.prices import PriceList
@@ -12,6 +12,7 @@ from galvatron_planner.search.contents import Contents
 from galvatron_planner.search.options import PipelineOptions
 from galvatron_planner.search.partition import PROVEN, Candidate, PartitionSearch, Proof
 from galvatron_planner.search.request import pipeline_degrees
+from galvatron_planner.search.tidying import tidied
 from galvatron_planner.strategy import LayerStrategy
 
 NUM_GLANCES = 1
@@ -55,7 +56,9 @@ class _Combination:
 def explore(problem: PlanningProblem, prices: PriceList) -> Outcome:
     """Find the best plan, prove it, and find a good one for every other pipeline degree."""
     combinations = sorted(_combinations(problem, prices), key=_promise)
-    return _Exploration(combinations).outcome()
+    outcome = _Exploration(combinations).outcome()
+    best = {degree: tidied(problem, prices, candidate) for degree, candidate in outcome.best.items()}
+    return replace(outcome, best=best)
 
 
 class _Exploration:
