@@ -50,7 +50,7 @@ def test_the_planner_searches_on_their_measurements(tmp_path: Path) -> None:
     assert convert("profile", FOLDER, *LLAMA, "--max-tensor-degree", "4", "--output", profile).exit_code == 0
     asked = [*LLAMA, "--batch", 64, "--algorithm", "GalvatronBMW", "--profile", profile, "--output", folder]
     answer = CliRunner().invoke(galvatron, ["plan", *map(str, asked)])
-    assert "imported: h100" in answer.stdout
+    assert "measurements of another system: h100" in answer.stdout
     (plan,) = folder.glob("plans/*/plan.json")
     strategies = [s for stage in Plan.from_json(plan.read_text()).stages for s in stage.layers]
     assert max(strategy.tensor_degree for strategy in strategies) <= 4
