@@ -5,6 +5,7 @@ arrays, some thousand times faster, whose optimum is priced again by ``price_ste
 plans that exceed the memory are dropped on the way.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, pairwise, product
@@ -75,6 +76,18 @@ def optimum(problem: PlanningProblem, *, cut: tuple[int, ...] | None = None) -> 
     assert abs(estimate.samples_per_second * per_sample - 1) < 1e-9
     assert estimate.peak_bytes <= problem.cluster.device_memory_bytes
     return Optimum(split, stages, estimate)
+
+
+def smallest_memory(problem: PlanningProblem, *, most: int = 1 << 40) -> int | None:
+    """Find the least device memory with which some plan fits; None when none fits ``most`` bytes."""
+    if optimum(with_memory(problem, most)) is None:
+        return None
+    return bisect_left(range(most), 1, 1, key=lambda memory: optimum(with_memory(problem, memory)) is not None)
+
+
+def with_memory(problem: PlanningProblem, num_bytes: int) -> PlanningProblem:
+    """Pose the same problem on devices of another memory."""
+    return problem.model_copy(update={"cluster": problem.cluster.model_copy(update={"device_memory_bytes": num_bytes})})
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,10 +99,9 @@ def answer(problem: PlanningProblem, algorithms: Sequence[Algorithm]) -> Answer:
         MissingMeasurement: when the profile does not cover the problem's devices.
     """
     prices = PriceList.of(problem)
-    found = {algorithm: _solve(problem, algorithm) for algorithm in algorithms}
+    found = {one: _solve(problem, one, compared=one is algorithms[0]) for one in algorithms}
     first = found[algorithms[0]]
-    solved = next((one for one in found.values() if isinstance(one, Solution)), None)
-    yardsticks = solved.report.baselines if solved else baselines_of(problem, prices)
+    yardsticks = first.report.baselines if isinstance(first, Solution) else baselines_of(problem, prices)
     return Answer(
         num_devices=problem.cluster.num_devices,
         memory_bytes=problem.cluster.device_memory_bytes,
@@ -163,10 +162,10 @@ def as_chart(answers: Sequence[Answer], *, title: str) -> str:
     )
 
 
-def _solve(problem: PlanningProblem, algorithm: Algorithm) -> Solution | NoFeasiblePlan:
+def _solve(problem: PlanningProblem, algorithm: Algorithm, *, compared: bool) -> Solution | NoFeasiblePlan:
     limits = problem.limits.model_copy(update={"algorithm": algorithm})
     try:
-        return search(problem.model_copy(update={"limits": limits}))
+        return search(problem.model_copy(update={"limits": limits}), compared=compared)
     except NoFeasiblePlan as refused:
         return refused
 

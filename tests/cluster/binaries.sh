@@ -36,9 +36,10 @@ has_correct_sums() {
 
 # Correct sums do not tell that they belong to this go.mod, the versions do.
 have_pinned_versions() {
-  "$BIN/kubectl" version --client 2>/dev/null | grep -qF "$(version_of k8s.io/kubernetes)" &&
-    "$BIN/coredns" -version 2>/dev/null | grep -qF "$(version_of github.com/coredns/coredns | tr -d v)" &&
-    "$BIN/helm" version --short 2>/dev/null | grep -qF "$(version_of helm.sh/helm/v3 | cut -d . -f 1,2)" && return
+  # No pipes into grep -q: it ends at the first match, and a program that then still writes fails the pipe.
+  [[ $("$BIN/kubectl" version --client 2>/dev/null) == *"$(version_of k8s.io/kubernetes)"* ]] &&
+    [[ $("$BIN/coredns" -version 2>/dev/null) == *"$(version_of github.com/coredns/coredns | tr -d v)"* ]] &&
+    [[ $("$BIN/helm" version --short 2>/dev/null) == *"$(version_of helm.sh/helm/v3 | cut -d . -f 1,2)"* ]] && return
   say "the binaries in $PREBUILT have other versions than go.mod: building instead"
   return 1
 }

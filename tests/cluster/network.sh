@@ -25,7 +25,7 @@ forwarding_rules() {
 }
 
 make_bridge() {
-  if ip -4 route show "$NODE_SUBNET" | grep -q .; then
+  if [[ -n $(ip -4 route show "$NODE_SUBNET") ]]; then
     fail "another network of this host already has $NODE_SUBNET" "remove it: ip -4 route show $NODE_SUBNET"
   fi
   ip link add "$BRIDGE" type bridge

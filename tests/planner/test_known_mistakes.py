@@ -30,10 +30,6 @@ def stages(*texts: str) -> StageStrategies:
     return tuple(tuple(LayerStrategy.parse(text) for text in stage.split()) for stage in texts)
 
 
-def with_memory(problem: PlanningProblem, num_bytes: int) -> PlanningProblem:
-    return problem.model_copy(update={"cluster": problem.cluster.model_copy(update={"device_memory_bytes": num_bytes})})
-
-
 def slower(profile: Profile, collective: Collective, factor: float) -> Profile:
     links = tuple(
         link.model_copy(
@@ -63,7 +59,7 @@ def test_the_reserve_does_not_jump_with_the_budget() -> None:
     problem = builders.problem(builders.model(num_layers=1), builders.cluster(4), batch=4, limits=limits)
     peaks = sorted({one.peak_bytes for _, _, one in oracles.fitting_plans(problem)})
     chosen = peaks[:: len(peaks) // 12]
-    steps = [step_seconds(with_memory(problem, peak + extra)) for peak in chosen for extra in (-1, 0)]
+    steps = [step_seconds(oracles.with_memory(problem, peak + extra)) for peak in chosen for extra in (-1, 0)]
     assert steps == sorted(steps, reverse=True)
     assert steps[0] == float("inf")
     assert steps[-1] < steps[1]

@@ -3,11 +3,15 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+import builders
 import generators
 import oracles
+from galvatron_planner.cost.prices import PriceList
 from galvatron_planner.cost.step import BatchSplit, estimate
 from galvatron_planner.errors import NoFeasiblePlan
-from galvatron_planner.problem import PlanningProblem
+from galvatron_planner.model import Precision
+from galvatron_planner.problem import PlanningProblem, Schedule, SearchLimits
+from galvatron_planner.search.candidates import smallest_peak
 from galvatron_planner.search.optimizer import search
 from galvatron_planner.search.report import Solution
 
@@ -48,6 +52,27 @@ def test_all_plans_at_once_are_all_plans_one_by_one(problem: PlanningProblem) ->
 @given(generators.small_problems(max_plans=2_000))
 def test_no_plan_is_faster(problem: PlanningProblem) -> None:
     assert_optimal(problem)
+
+
+def test_a_plan_is_found_where_a_quick_look_finds_none() -> None:
+    # Little fits, and what does changes its layout twice: fsdp2-tp2, tp4-ckpt, fsdp2-tp2.
+    spec, on = builders.model(num_layers=1), builders.cluster(4, device_memory_bytes=167_228)
+    gpipe = SearchLimits(schedule=Schedule.GPIPE)
+    measured = builders.profile(spec, on, precision=Precision.BF16)
+    problem = builders.problem(spec, on, batch=8, precision=Precision.BF16, limits=gpipe, measured=measured)
+    assert oracles.optimum(problem) is not None
+    assert_optimal(problem)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, suppress_health_check=UNHURRIED)
+@given(generators.small_problems(max_plans=2_000))
+def test_the_smallest_memory_is_known_and_enough(problem: PlanningProblem) -> None:
+    least = oracles.smallest_memory(problem)
+    assert smallest_peak(problem, PriceList.of(problem)) == least
+    if least is not None:
+        assert_optimal(oracles.with_memory(problem, least))
+        assert solved(oracles.with_memory(problem, least - 1)) is None
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from hypothesis import strategies as generate
 
 import builders
 import generators
+import oracles
 from galvatron_planner.cost.step import BatchSplit, estimate
 from galvatron_planner.errors import NoFeasiblePlan
 from galvatron_planner.model import ModelSpec
@@ -41,10 +42,6 @@ def assert_not_slower(wider: PlanningProblem, narrower: PlanningProblem, *, fact
     assert wide.plan.estimate.samples_per_second * (1 + wide.report.gap + 1e-9) >= throughput
 
 
-def with_memory(problem: PlanningProblem, num_bytes: int) -> PlanningProblem:
-    return problem.model_copy(update={"cluster": problem.cluster.model_copy(update={"device_memory_bytes": num_bytes})})
-
-
 def with_limits(problem: PlanningProblem, **changes: object) -> PlanningProblem:
     return problem.model_copy(update={"limits": problem.limits.model_copy(update=changes)})
 
@@ -53,7 +50,7 @@ def with_limits(problem: PlanningProblem, **changes: object) -> PlanningProblem:
 @given(PROBLEMS, generate.sampled_from([1.0001, 1.01, 1.2, 2.0, 100.0]))
 def test_more_memory_is_never_slower(problem: PlanningProblem, factor: float) -> None:
     memory = problem.cluster.device_memory_bytes
-    assert_not_slower(with_memory(problem, max(memory + 1, int(memory * factor))), problem)
+    assert_not_slower(oracles.with_memory(problem, max(memory + 1, int(memory * factor))), problem)
 
 
 @SOME

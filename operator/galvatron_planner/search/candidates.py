@@ -30,14 +30,12 @@ class Outcome:
     Attributes:
         best: per pipeline degree that has a plan, the best one found; only the best of all is proven.
         lower_bound: seconds per sample that no plan undercuts; 0 where nothing is proven.
-        all_cuts: whether every cut was considered.
         num_candidates: combinations of batch size, pipeline degree and number of micro-batches.
         num_solved: those that were solved.
     """
 
     best: dict[int, Candidate]
     lower_bound: float
-    all_cuts: bool
     num_candidates: int
     num_solved: int
 
@@ -82,7 +80,6 @@ class _Exploration:
         return Outcome(
             best=self._best,
             lower_bound=min(lower, self._fastest),
-            all_cuts=True,
             num_candidates=len(self._combinations),
             num_solved=self._num_solved,
         )

@@ -34,7 +34,7 @@ def price_fixed(problem: PlanningProblem, plan: Plan) -> Solution:
     estimate = price_step(prices, problem, stages, split)
     _check_memory(problem, estimate)
     best = {len(stages): Candidate(split, stages, estimate)}
-    return solution(problem, prices, Outcome(best, lower_bound=0.0, all_cuts=False, num_candidates=1, num_solved=1))
+    return solution(problem, prices, Outcome(best, lower_bound=0.0, num_candidates=1, num_solved=1))
 
 
 def _differences(problem: PlanningProblem, plan: Plan) -> Iterator[str]:

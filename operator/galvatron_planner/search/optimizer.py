@@ -11,17 +11,22 @@ from galvatron_planner.cost.prices import PriceList
 from galvatron_planner.errors import InvalidPlan, NoFeasiblePlan
 from galvatron_planner.plan import Plan, StagePlan
 from galvatron_planner.problem import Algorithm, PlanningProblem
-from galvatron_planner.search import baselines, remedies
+from galvatron_planner.search import remedies
+from galvatron_planner.search.baselines import baselines_of
 from galvatron_planner.search.candidates import Outcome, degrees, explore, smallest_peak
 from galvatron_planner.search.partition import Candidate
 from galvatron_planner.search.published import bmw, galvatron
-from galvatron_planner.search.report import RuleCount, SearchReport, Solution
+from galvatron_planner.search.report import Baseline, RuleCount, SearchReport, Solution
 from galvatron_planner.search.summaries import alternative
 from galvatron_planner.units import format_bytes
 
 
-def search(problem: PlanningProblem) -> Solution:
+def search(problem: PlanningProblem, *, compared: bool = True) -> Solution:
     """Find the plan with the highest throughput that fits every device, or what a published algorithm takes for it.
+
+    Args:
+        problem: what is asked.
+        compared: whether the report lists the baselines.
 
     Raises:
         NoFeasiblePlan: when none fits, with the nearest changes that would help.
@@ -32,16 +37,17 @@ def search(problem: PlanningProblem) -> Solution:
     outcome = _outcome(problem, prices)
     if not outcome.best:
         raise _no_plan(problem, prices)
-    return solution(problem, prices, outcome)
+    return solution(problem, prices, outcome, compared=compared)
 
 
-def solution(problem: PlanningProblem, prices: PriceList, outcome: Outcome) -> Solution:
+def solution(problem: PlanningProblem, prices: PriceList, outcome: Outcome, *, compared: bool = True) -> Solution:
     """Choose from what was found, and report; the published algorithms have chosen already, by their own formula."""
     ranked = sorted(outcome.best.values(), key=_rank)
     if problem.limits.algorithm is not Algorithm.OPTIMAL:
         chosen = next(iter(outcome.best.values()))
         ranked = [chosen, *(candidate for candidate in ranked if candidate is not chosen)]
-    return Solution(_plan(problem, ranked[0]), _report(problem, prices, outcome, ranked))
+    yardsticks = baselines_of(problem, prices) if compared else ()
+    return Solution(_plan(problem, ranked[0]), _report(problem, outcome, ranked, yardsticks))
 
 
 def _outcome(problem: PlanningProblem, prices: PriceList) -> Outcome:
@@ -98,7 +104,9 @@ def _plan(problem: PlanningProblem, best: Candidate) -> Plan:
     )
 
 
-def _report(problem: PlanningProblem, prices: PriceList, outcome: Outcome, ranked: list[Candidate]) -> SearchReport:
+def _report(
+    problem: PlanningProblem, outcome: Outcome, ranked: list[Candidate], yardsticks: tuple[Baseline, ...]
+) -> SearchReport:
     best = ranked[0]
     step = best.estimate.step_seconds
     bound = min(step, outcome.lower_bound * best.split.global_batch_size) or None
@@ -107,12 +115,11 @@ def _report(problem: PlanningProblem, prices: PriceList, outcome: Outcome, ranke
         algorithm=problem.limits.algorithm,
         lower_bound_seconds=bound,
         gap=None if bound is None else step / bound - 1,
-        all_cuts=outcome.all_cuts,
         num_candidates=outcome.num_candidates,
         num_solved=outcome.num_solved,
         pruned_by_rule=_pruned(problem),
         runners_up=tuple(alternative(candidate) for candidate in ranked[1:]),
-        baselines=baselines.baselines_of(problem, prices),
+        baselines=yardsticks,
         memory_balance=_balance(best.estimate.stage_peak_bytes),
         time_balance=_balance(best.estimate.stage_seconds),
     )

@@ -70,7 +70,6 @@ class SearchReport(Document):
         lower_bound_seconds: no plan takes less than this per step, at the plan's batch size and within the cost model;
             absent where the algorithm proves nothing: the published ones, and a plan that was brought.
         gap: how far the plan is above that at most, as a share of it; 0 when it is proven optimal, absent like it.
-        all_cuts: whether every cut was considered, or only those that balanced starts and moves reach.
         num_candidates: combinations of batch size, pipeline degree and number of micro-batches.
         num_solved: those that a quick look left open.
         pruned_by_rule: strategies that were left out.
@@ -85,7 +84,6 @@ class SearchReport(Document):
     algorithm: Algorithm = Algorithm.OPTIMAL
     lower_bound_seconds: PositiveFloat | None = None
     gap: NonNegativeFloat | None = None
-    all_cuts: bool
     num_candidates: PositiveInt
     num_solved: NonNegativeInt
     pruned_by_rule: tuple[RuleCount, ...]

@@ -50,7 +50,6 @@ def sweep(problem: PlanningProblem, prices: PriceList, solve: Solve) -> Outcome:
     return Outcome(
         best={len(found.candidate.stages): found.candidate for found in ranked},
         lower_bound=0.0,
-        all_cuts=False,
         num_candidates=num_candidates,
         num_solved=num_solved,
     )
