@@ -1,10 +1,12 @@
 from functools import cache
+from random import Random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 import builders
 import generators
+import instances
 from galvatron_planner.cluster import DeviceKind
 from galvatron_planner.errors import NoFeasiblePlan
 from galvatron_planner.model import Family, Precision
@@ -180,3 +182,9 @@ def test_a_model_of_34_layers_is_planned_on_eight_devices() -> None:
     assert solution.plan.estimate.peak_bytes <= 40 * GIB
     assert solution.report.gap is not None
     assert solution.report.gap < 0.001
+
+
+def test_a_plan_that_no_quick_look_finds_is_found_by_the_proof() -> None:
+    # Memory that just fits: prices on memory alone do not lead to the one plan that does.
+    problem = instances.small_problem(Random("0/99").choice)
+    assert search(problem).report.gap == 0

@@ -96,12 +96,12 @@ class _Exploration:
                     waiting.sort(key=_promise)
 
     def _prove(self) -> None:
-        searched = dict.fromkeys(self._combinations, float("inf"))
+        searched: dict[_Combination, float] = {}
         # Twice: what stayed unproven against an early, slow plan may be settled against the final one.
         for _ in range(2):
             for one in sorted(self._combinations, key=lambda one: self._bounds[one]):
                 is_open = self._bounds[one] < self._fastest * (1 - PROVEN)
-                if is_open and self._fastest < searched[one] * (1 - WORTHWHILE):
+                if is_open and (one not in searched or self._fastest < searched[one] * (1 - WORTHWHILE)):
                     searched[one] = self._fastest
                     self._num_solved += 1
                     self._learn(one, one.search.run(self._fastest * one.split.global_batch_size))
