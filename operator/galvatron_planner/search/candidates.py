@@ -51,10 +51,16 @@ class _Combination:
     promise: float
 
 
-def explore(problem: PlanningProblem, prices: PriceList) -> Outcome:
-    """Find the best plan, prove it, and find a good one for every other pipeline degree."""
+def explore(problem: PlanningProblem, prices: PriceList, *, known: Candidate | None = None) -> Outcome:
+    """Find the best plan, prove it, and find a good one for every other pipeline degree.
+
+    Args:
+        problem: what is asked.
+        prices: of the problem.
+        known: a plan that fits, when there is one: everything is quicker with a plan to beat.
+    """
     combinations = sorted(_combinations(problem, prices), key=_promise)
-    outcome = _Exploration(combinations).outcome()
+    outcome = _Exploration(combinations, known).outcome()
     best = {degree: tidied(problem, prices, candidate) for degree, candidate in outcome.best.items()}
     return replace(outcome, best=best)
 
@@ -62,10 +68,10 @@ def explore(problem: PlanningProblem, prices: PriceList) -> Outcome:
 class _Exploration:
     """One outer loop; it has state because the best plan so far decides what is still looked into."""
 
-    def __init__(self, combinations: list[_Combination]) -> None:
+    def __init__(self, combinations: list[_Combination], known: Candidate | None) -> None:
         self._combinations = combinations
-        self._best: dict[int, Candidate] = {}
-        self._fastest = float("inf")
+        self._best = {} if known is None else {len(known.stages): known}
+        self._fastest = float("inf") if known is None else seconds_per_sample(known)
         self._bounds = {one: one.bound for one in combinations}
         self._num_solved = 0
 
@@ -85,8 +91,10 @@ class _Exploration:
         )
 
     def _glance_at_all(self) -> None:
-        # Everything is quicker with a plan to beat, and few stages are quick; then the most promising come first.
-        waiting = sorted(self._combinations, key=lambda one: one.num_stages)
+        # Without a plan to beat few stages are quick; with one the most promising come first.
+        waiting = list(self._combinations)
+        if not self._best:
+            waiting.sort(key=lambda one: one.num_stages)
         while waiting:
             one = waiting.pop(0)
             if one.bound < self._fastest * (1 - PROVEN):

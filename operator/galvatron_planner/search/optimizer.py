@@ -4,6 +4,7 @@ Deterministic: equal problems give equal plans and reports, byte for byte; ties 
 """
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import assert_never
 
 from galvatron_planner import families, space
@@ -18,7 +19,11 @@ from galvatron_planner.search.partition import Candidate
 from galvatron_planner.search.published import bmw, galvatron
 from galvatron_planner.search.report import Baseline, RuleCount, SearchReport, Solution
 from galvatron_planner.search.summaries import alternative
+from galvatron_planner.search.uniform import UniformSearch, uniform_plans
 from galvatron_planner.units import format_bytes
+
+MANY_DEVICES = 64
+"""From so many devices on the search begins with the best uniform plan."""
 
 
 def search(problem: PlanningProblem, *, compared: bool = True) -> Solution:
@@ -54,7 +59,7 @@ def _outcome(problem: PlanningProblem, prices: PriceList) -> Outcome:
     algorithm = problem.limits.algorithm
     match algorithm:
         case Algorithm.OPTIMAL:
-            return explore(problem, prices)
+            return explore(problem, prices, known=_known(problem, prices))
         case Algorithm.GALVATRON:
             return galvatron.explore(problem, prices)
         case Algorithm.GALVATRON_BMW:
@@ -66,6 +71,13 @@ def _outcome(problem: PlanningProblem, prices: PriceList) -> Outcome:
             )
         case _:
             assert_never(algorithm)
+
+
+def _known(problem: PlanningProblem, prices: PriceList) -> Candidate | None:
+    """Find a plan to begin with where the search without one would take longer than that."""
+    if problem.cluster.num_devices < MANY_DEVICES:
+        return None
+    return UniformSearch(problem, prices).fastest(chain.from_iterable(uniform_plans(problem)))
 
 
 def _no_plan(problem: PlanningProblem, prices: PriceList) -> NoFeasiblePlan:
