@@ -28,7 +28,7 @@ from galvatron_planner.search.stage import StageChoice
 from galvatron_planner.search.tradeoffs import Ceiling, Tradeoff, tradeoffs
 from galvatron_planner.strategy import LayerStrategy
 
-MAX_SKELETONS = 60
+MAX_SKELETONS = 100
 """Skeletons that are solved exactly before the search settles for a bound."""
 MAX_KEPT_BYTES = 1 << 24
 """Bounds up to this size are kept between a glance and a proof; larger ones are worked out again."""
@@ -137,7 +137,7 @@ class PartitionSearch:
         best: Candidate | None = None
         solved: set[Skeleton] = set()
         open_bound = INFINITE
-        for _ in range(MAX_SKELETONS):
+        while len(solved) < MAX_SKELETONS:
             skeleton = self._promising(min(cutoff_seconds * (1 - PROVEN), open_bound) - self._overhead, solved)
             if skeleton is None:
                 return Proof(best, min(cutoff_seconds, open_bound), len(solved))
@@ -223,7 +223,12 @@ class PartitionSearch:
         """Find the unsolved skeleton of lowest bound below the limit, after its stages have been solved exactly."""
         while True:
             skeleton = self._skeletons.lowest(limit, solved)
-            if skeleton is None or not self._sharpen(skeleton, limit):
+            if skeleton is None or len(solved) >= MAX_SKELETONS:
+                return skeleton
+            if self._skeletons.own_bound(skeleton) > limit:
+                # Nothing in it is fast enough, and no stage of it needs a closer look.
+                solved.add(skeleton)
+            elif not self._sharpen(skeleton, limit):
                 return skeleton
 
     def _sharpen(self, skeleton: Skeleton, limit: float) -> bool:

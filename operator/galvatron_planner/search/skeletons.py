@@ -164,11 +164,7 @@ class Skeletons:
 
     def ceilings(self, skeleton: Skeleton, k: int, limit: float) -> dict[Metric, float]:
         """Give what a stage may come to so that the bound of its skeleton stays below the limit."""
-        own = [place.seconds[:, *one] for place, one in zip(self._places, skeleton.stages, strict=True)]
-        hops = [2 * float(p.hop[stage, out]) for p, (stage, _, out) in zip(self._places, skeleton.stages, strict=True)]
-        ways = [float(one[Metric.TRAVERSAL]) + hop for one, hop in zip(own, hops, strict=True)]
-        begun = np.concatenate([[0.0], np.cumsum(ways)])
-        onward = [float(begun[-1] - begun[j + 1]) + hops[j] for j in range(len(self._places))]
+        own, begun, onward = self._ways(skeleton)
         later = [limit - begun[j] - self._passed(j, own[j][Metric.WORK], onward[j]) for j in range(k + 1, len(own))]
         low, high = float(own[k][Metric.WORK]), limit
         for _ in range(NUM_BISECTIONS):
@@ -181,6 +177,20 @@ class Skeletons:
             Metric.WORK: high,
             Metric.TRAVERSAL: float(own[k][Metric.TRAVERSAL]) + max(0.0, float(min(later, default=limit))),
         }
+
+    def own_bound(self, skeleton: Skeleton) -> float:
+        """Bound a skeleton by its own later stages; at least :meth:`bound_of`, which takes the quickest of all."""
+        own, begun, onward = self._ways(skeleton)
+        return max(float(begun[k] + self._passed(k, one[Metric.WORK], onward[k])) for k, one in enumerate(own))
+
+    def _ways(self, skeleton: Skeleton) -> tuple[list[Floats], Floats, list[float]]:
+        """Give per stage its seconds by metric, when it begins, and the way through all later stages and back."""
+        own = [place.seconds[:, *one] for place, one in zip(self._places, skeleton.stages, strict=True)]
+        hops = [2 * float(p.hop[stage, out]) for p, (stage, _, out) in zip(self._places, skeleton.stages, strict=True)]
+        ways = [float(one[Metric.TRAVERSAL]) + hop for one, hop in zip(own, hops, strict=True)]
+        begun = np.concatenate([[0.0], np.cumsum(ways)])
+        onward = [float(begun[-1] - begun[k + 1]) + hops[k] for k in range(len(own))]
+        return own, begun, onward
 
     def _passed(self, k: int, work: Floats, onward: Floats | float) -> Floats:
         return schedule_seconds(
