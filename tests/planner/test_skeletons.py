@@ -54,3 +54,10 @@ def test_equal_runs_of_layers_are_one_content() -> None:
     assert contents.kinds_of(int(contents.table[2, 3])) == (1, 1, 2)
     # Whole prefixes (5), blocks from the second layer on (4 with the head), and what begins later with a head (3).
     assert len(contents.distinct) == 5 + 4 + 2 + 1
+
+
+def test_a_stage_that_does_not_fit_takes_forever() -> None:
+    endless = schedule_seconds(
+        np.asarray(np.inf), np.asarray(0.0), num_micro_batches=2, ahead=1, schedule=Schedule.ONE_F_ONE_B
+    )
+    assert endless == np.inf

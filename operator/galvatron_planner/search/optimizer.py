@@ -85,14 +85,17 @@ def _no_plan(problem: PlanningProblem, prices: PriceList) -> NoFeasiblePlan:
     if algorithm is not Algorithm.OPTIMAL and explore(problem, prices).best:
         return NoFeasiblePlan(f"the algorithm {algorithm} finds no plan that fits", changes=("use algorithm Optimal",))
     devices = f"{problem.cluster.num_devices} devices with {format_bytes(problem.cluster.device_memory_bytes)} each"
-    needed = smallest_peak(problem, prices)
+    is_large = problem.cluster.num_devices >= MANY_DEVICES
+    least = "the most frugal with equal layers" if is_large else "the smallest"
+    uniform = UniformSearch(problem, prices)
+    needed = uniform.smallest_peak(uniform_plans(problem)) if is_large else smallest_peak(problem, prices)
     if needed is None:
         return NoFeasiblePlan(
             f"no strategy divides the model and the batch over {devices}",
             changes=remedies.nearest_changes(problem, prices, needed_bytes=None),
         )
     return NoFeasiblePlan(
-        f"no plan fits {devices}: the smallest needs {format_bytes(needed)}",
+        f"no plan fits {devices}: {least} needs {format_bytes(needed)}",
         changes=remedies.nearest_changes(problem, prices, needed_bytes=needed),
         needed_bytes=needed,
     )

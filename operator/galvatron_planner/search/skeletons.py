@@ -54,6 +54,8 @@ def schedule_seconds(work: Floats, onward: Floats, *, num_micro_batches: int, ah
     if num_micro_batches - 1 < window:
         return np.asarray(np.maximum(work, onward + (num_micro_batches + 1) / 2 * one))
     emptied = max(0, (num_micro_batches - 1) // window - 1)
+    if window == 1:
+        return np.asarray(work + (2 + emptied) * onward)
     with np.errstate(invalid="ignore"):  # stages that do not fit take forever
         hidden = (window - 1) * one
         waiting = np.maximum(0.0, 2 * onward - hidden) + emptied * np.maximum(0.0, onward - hidden)
