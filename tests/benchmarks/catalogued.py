@@ -14,12 +14,12 @@ def problem(
     model: ModelSpec,
     devices: str,
     *,
-    memory_bytes: int,
+    memory_bytes: int | None = None,
     batch: BatchRange,
     precision: Precision = Precision.BF16,
     limits: SearchLimits | None = None,
 ) -> PlanningProblem:
-    """Pose a problem on devices such as ``8x8xh100``, with a memory that need not be the device's own."""
+    """Pose a problem on devices such as ``8x8xh100``, with the device's own memory or another."""
     on = parse_cluster(devices).cluster(memory_bytes)
     return PlanningProblem(
         model=model,

@@ -5,7 +5,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from command import GALVATRON, galvatron
 from galvatron_planner.plan import Plan
 
-GALVATRON = (sys.executable, "-m", "galvatron_operator.cli")
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 
@@ -47,18 +46,6 @@ def write_job(folder: Path, *, name: str = "tiny", steps: int = 12, memory: str 
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(body))
     return path
-
-
-def galvatron(*arguments: str | Path, folder: Path) -> "subprocess.CompletedProcess[str]":
-    """Run the command to its end."""
-    return subprocess.run(
-        [*GALVATRON, *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env={**os.environ, "COLUMNS": "200"},
-    )
 
 
 def wait_until(claim: Callable[[], bool], *, seconds: float) -> None:

@@ -2,16 +2,15 @@
 
 import csv
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 import builders
+from command import GALVATRON, galvatron
 from galvatron_operator.whatif import Lists, Question, parse_batch, problems
 from galvatron_planner.errors import InvalidInput
 from galvatron_planner.plan import Plan
@@ -20,7 +19,6 @@ from galvatron_planner.profiles import Profile, ProfileRequest
 from galvatron_planner.search.report import SearchReport
 from galvatron_planner.units import GIB
 
-GALVATRON = (sys.executable, "-m", "galvatron_operator.cli", "plan")
 ASKED = ("--cluster", "4xa100-40gb", "--batch", "8", "--memory", "1Gi,2Gi", "--output", "out")
 
 
@@ -32,15 +30,8 @@ def config(folder: Path) -> Path:
     return path
 
 
-def galvatron(*arguments: str | Path, folder: Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [*GALVATRON, *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "COLUMNS": "200"},
-    )
+def planned(*arguments: str | Path, folder: Path) -> "subprocess.CompletedProcess[str]":
+    return galvatron("plan", *arguments, folder=folder, timeout=120)
 
 
 def lists(*, memory: tuple[str, ...] = (), devices: tuple[str, ...] = (), algorithm: tuple[str, ...] = ()) -> Lists:
@@ -56,7 +47,7 @@ def measured(num_devices: int = 8, *, num_nodes: int = 1) -> Question:
 
 @pytest.mark.slow
 def test_without_a_job_every_budget_is_planned_shown_and_written(tmp_path: Path) -> None:
-    answer = galvatron("--model", config(tmp_path), *ASKED, "--devices", "2,4", folder=tmp_path)
+    answer = planned("--model", config(tmp_path), *ASKED, "--devices", "2,4", folder=tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert "Samples per second on 4 devices" in answer.stdout
     assert "data sheets" in answer.stdout
@@ -77,7 +68,7 @@ def test_without_a_job_every_budget_is_planned_shown_and_written(tmp_path: Path)
 @pytest.mark.slow
 def test_ctrl_c_keeps_the_budgets_that_are_answered(tmp_path: Path) -> None:
     memories = ",".join(f"{1000 + i}Mi" for i in range(5000))
-    command = [*GALVATRON, "--model", str(config(tmp_path)), *ASKED, "--memory", memories]
+    command = [*GALVATRON, "plan", "--model", str(config(tmp_path)), *ASKED, "--memory", memories]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     written, deadline = tmp_path / "out" / "whatif.csv", time.monotonic() + 60
     while not written.exists():
@@ -93,7 +84,7 @@ def test_ctrl_c_keeps_the_budgets_that_are_answered(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
-    answer = galvatron("--model", config(tmp_path), *ASKED, folder=tmp_path)
+    answer = planned("--model", config(tmp_path), *ASKED, folder=tmp_path)
     assert answer.returncode == 1
     assert "cannot write to" in answer.stderr
     assert "--output" in answer.stderr
@@ -111,7 +102,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_starts(tmp_pa
 def test_options_that_cannot_be_meant_are_answered_in_words(
     tmp_path: Path, arguments: tuple[str, ...], told: str
 ) -> None:
-    answer = galvatron(*arguments, folder=tmp_path)
+    answer = planned(*arguments, folder=tmp_path)
     assert answer.returncode == 1
     assert told in answer.stderr
     assert "Traceback" not in answer.stderr

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 import builders
 import generators
 import instances
-from galvatron_planner import catalogue, presets
-from galvatron_planner.analytic import analytic_profile
+from benchmarks import catalogued
+from galvatron_planner import presets
 from galvatron_planner.cluster import DeviceKind
 from galvatron_planner.errors import NoFeasiblePlan
 from galvatron_planner.model import Family, Precision
@@ -16,7 +16,6 @@ from galvatron_planner.plan import Plan
 from galvatron_planner.problem import BatchRange, PlanningProblem, SearchDimension, SearchLimits
 from galvatron_planner.search.optimizer import search
 from galvatron_planner.search.report import SearchReport, Solution
-from galvatron_planner.search.request import profile_request
 from galvatron_planner.units import GIB, MIB
 
 SLOW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -196,11 +195,6 @@ def test_a_plan_that_no_quick_look_finds_is_found_by_the_proof() -> None:
 @pytest.mark.slow
 def test_cuts_that_crowd_just_below_the_best_plan_are_settled() -> None:
     # 80 blocks in pipelines of 4 and 8 on 32 devices: very many cuts are almost equally good.
-    described = catalogue.parse_cluster("4x8xh100+infiniband-ndr")
-    spec, on, batch = presets.model_named("llama3-70b"), described.cluster(None), BatchRange(minimum=256, maximum=256)
-    asked = profile_request(
-        spec, on, precision=Precision.BF16, batch=batch, limits=SearchLimits(), runtime_version="analytic"
-    )
-    profile = analytic_profile(asked, described.device, described.links)
-    problem = builders.problem(spec, on, batch=batch, precision=Precision.BF16, measured=profile)
+    batch = BatchRange(minimum=256, maximum=256)
+    problem = catalogued.problem(presets.model_named("llama3-70b"), "4x8xh100+infiniband-ndr", batch=batch)
     assert search(problem, compared=False).report.gap == 0
