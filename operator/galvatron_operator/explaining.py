@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from galvatron_operator.rundirectory import RunDirectory, stored
+from galvatron_operator.rundirectory import RunDirectory, replace_text, stored
 from galvatron_planner.errors import GalvatronError, InvalidInput
 from galvatron_planner.insight import Insight, insight
 from galvatron_planner.perfetto import chrome_trace
@@ -73,12 +73,9 @@ def draw(run: Planned, *, timeline: Path | None, trace: Path | None) -> Iterable
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text)
-        partial.replace(path)
+        replace_text(path, text)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise FileNotWritable(
             f"cannot write {path}: {error.strerror}", remedy="name a file in a folder that exists and can be written"
         ) from error

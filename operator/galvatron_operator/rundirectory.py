@@ -94,6 +94,21 @@ class RunDirectory:
             yield
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a file at once: whoever reads it sees the old text or the new one.
+
+    Raises:
+        OSError: when it cannot be written; nothing half-written stays.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 def stored(path: Path, document: type[D]) -> D | None:
     """Read a document that an earlier run may have left."""
     return document.from_json(path.read_text()) if path.exists() else None

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from galvatron_operator.rundirectory import DirectoryNotWritable
+from galvatron_operator.rundirectory import DirectoryNotWritable, replace_text
 from galvatron_planner.analytic import analytic_profile
 from galvatron_planner.catalogue import parse_cluster
 from galvatron_planner.cluster import Cluster
@@ -93,7 +93,7 @@ def question(*, model: str, cluster: str, batch: str, precision: Precision, prof
     description, spec, sizes = parse_cluster(cluster), model_named(model), parse_batch(batch)
     devices, limits = description.cluster(), SearchLimits()
     if profile is not None:
-        limits = SearchLimits(max_tensor_degree=max(layer.tensor_degree for layer in profile.layers))
+        limits = SearchLimits(max_tensor_degree=profile.max_tensor_degree)
 
     def make_profile(request: ProfileRequest) -> Profile:
         return analytic_profile(request, description.device, description.links)
@@ -189,9 +189,7 @@ class AnswerFiles:
     def _replace(self, name: str, text: str) -> None:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text)
-        partial.replace(path)
+        replace_text(path, text)
 
 
 def _profile(question: Question, cluster: Cluster) -> Profile:

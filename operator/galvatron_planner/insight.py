@@ -117,8 +117,7 @@ def problem_of(plan: Plan, profile: Profile) -> PlanningProblem:
     )
     if problem.digest() == plan.problem_digest:
         return problem
-    measured = max(layer.tensor_degree for layer in profile.layers)
-    limits = problem.limits.model_copy(update={"max_tensor_degree": measured})
+    limits = problem.limits.model_copy(update={"max_tensor_degree": profile.max_tensor_degree})
     return problem.model_copy(update={"limits": limits})
 
 

@@ -172,6 +172,11 @@ class Profile(Document):
                 raise ValueError(f"samples of {link.collective} do not rise in payload")
         return self
 
+    @property
+    def max_tensor_degree(self) -> int:
+        """Largest tensor degree at which a layer was measured."""
+        return max(layer.tensor_degree for layer in self.layers)
+
     def layer(self, layer: LayerSpec, tensor_degree: int) -> LayerProfile:
         """Look up a layer's measurement.
 

@@ -12,8 +12,8 @@ from galvatron_planner.cost.step import BatchSplit, estimate
 from galvatron_planner.plan import Estimate
 from galvatron_planner.problem import PlanningProblem, SearchDimension, SearchLimits
 from galvatron_planner.search.baselines import baselines_of
+from galvatron_planner.search.cuts import lightest_cut
 from galvatron_planner.search.report import Baseline
-from galvatron_planner.search.uniform import lightest_cut
 from galvatron_planner.strategy import LayerStrategy
 from galvatron_planner.units import GIB, MIB
 

@@ -184,10 +184,14 @@ def _combinations(problem: PlanningProblem, prices: PriceList) -> Iterator[_Comb
 
 def splits(problem: PlanningProblem) -> Iterator[BatchSplit]:
     """Give every batch size with every number of micro-batches that divides it."""
-    for size in problem.batch.sizes:
-        for number in range(1, size + 1):
-            if size % number == 0:
-                yield BatchSplit(size, number)
+    return (split for size in problem.batch.sizes for split in splits_of(size))
+
+
+def splits_of(global_batch_size: int) -> Iterator[BatchSplit]:
+    """Give a batch size with every number of micro-batches that divides it."""
+    for number in range(1, global_batch_size + 1):
+        if global_batch_size % number == 0:
+            yield BatchSplit(global_batch_size, number)
 
 
 def _promise(one: _Combination) -> tuple[float, int, int, int]:

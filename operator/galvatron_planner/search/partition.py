@@ -53,12 +53,10 @@ class Proof:
     Attributes:
         best: the best plan found that is faster than what was known, if there is one.
         lower_bound: seconds of a step that no plan undercuts.
-        num_skeletons: cuts with layouts that were solved.
     """
 
     best: Candidate | None
     lower_bound: float
-    num_skeletons: int
 
 
 class PartitionSearch:
@@ -114,12 +112,12 @@ class PartitionSearch:
         skeleton = self._skeletons.lowest(limit, set())
         if skeleton is None:
             self._places = []
-            return Proof(None, cutoff_seconds, 0)
+            return Proof(None, cutoff_seconds)
         best = self._glanced(skeleton, cutoff_seconds)
         bound = self._skeletons.bound_of(skeleton) + self._overhead
         if sum(place.seconds.nbytes for place in self._places) > MAX_KEPT_BYTES:
             self._places = []
-        return Proof(best, bound, 0)
+        return Proof(best, bound)
 
     def run(self, cutoff_seconds: float) -> Proof:
         """Look for a plan that is faster than the cutoff, and prove that there is no other.
@@ -140,7 +138,7 @@ class PartitionSearch:
         while len(solved) < MAX_SKELETONS:
             skeleton = self._promising(min(cutoff_seconds * (1 - PROVEN), open_bound) - self._overhead, solved)
             if skeleton is None:
-                return Proof(best, min(cutoff_seconds, open_bound), len(solved))
+                return Proof(best, min(cutoff_seconds, open_bound))
             found, is_proven = self._solve(skeleton, cutoff_seconds)
             solved.add(skeleton)
             if found is not None:
@@ -149,7 +147,7 @@ class PartitionSearch:
                 open_bound = min(open_bound, self._skeletons.bound_of(skeleton) + self._overhead)
         skeleton = self._skeletons.lowest(cutoff_seconds - self._overhead, set())
         bound = cutoff_seconds if skeleton is None else self._skeletons.bound_of(skeleton) + self._overhead
-        return Proof(best, min(bound, cutoff_seconds), len(solved))
+        return Proof(best, min(bound, cutoff_seconds))
 
     def least_peak(self) -> float:
         """Bound the device memory of every cut from below, without the reserve: all layers spread evenly."""

@@ -72,10 +72,8 @@ def _more_devices(problem: PlanningProblem) -> Iterator[str]:
     while factor <= MOST_DEVICES:
         cluster = problem.cluster.model_copy(update={"num_nodes": factor * problem.cluster.num_nodes})
         profile = _with_links(problem.profile, cluster.num_devices)
-        measured = max(layer.tensor_degree for layer in profile.layers)
-        limits = problem.limits.model_copy(
-            update={"max_tensor_degree": min(measured, problem.limits.max_tensor_degree)}
-        )
+        degree = min(profile.max_tensor_degree, problem.limits.max_tensor_degree)
+        limits = problem.limits.model_copy(update={"max_tensor_degree": degree})
         larger = problem.model_copy(update={"cluster": cluster, "profile": profile, "limits": limits})
         try:
             fits = _has_plan(larger, PriceList.of(larger))
@@ -97,9 +95,7 @@ def _with_links(profile: Profile, num_devices: int) -> Profile:
         for collective, group in product(Collective, groups(num_devices))
         if (collective, group) not in known and collective in samples
     )
-    # Not a copy: the profile remembers what it looked up.
-    fields = {name: getattr(profile, name) for name in Profile.model_fields}
-    return Profile(**{**fields, "links": (*profile.links, *added)})
+    return profile.model_copy(update={"links": (*profile.links, *added)})
 
 
 def _has_plan(problem: PlanningProblem, prices: PriceList) -> bool:

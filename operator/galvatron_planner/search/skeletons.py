@@ -69,7 +69,8 @@ class Skeletons:
         self, places: Sequence[Place], options: PipelineOptions, *, num_micro_batches: int, schedule: Schedule
     ) -> None:
         self._places = places
-        self._least_seconds = options.least_seconds
+        least = np.cumsum(options.least_seconds[FORWARD])
+        self._least_forward = np.concatenate([[0.0], least]) * (1 - ROUNDING)
         self._num_layers = len(options.kinds)
         self._num_micro_batches = num_micro_batches
         self._schedule = schedule
@@ -105,7 +106,6 @@ class Skeletons:
     def _slack(self, limit: float) -> list[Floats]:
         """Tell per place how late each stage may begin so that all that follows ends within the limit, (Q, E, X)."""
         onward = self._onward()
-        least = np.concatenate([[0.0], np.cumsum(self._least_seconds[FORWARD])])
         latest = np.full((self._num_layers + 1, 1), limit)
         slack: list[Floats] = []
         for k in reversed(range(len(self._places))):
@@ -114,7 +114,7 @@ class Skeletons:
             with np.errstate(invalid="ignore"):  # infinity minus infinity: a stage that does not fit
                 follows = latest[place.end][:, None, :] - place.seconds[Metric.TRAVERSAL] - 2 * place.hop[:, None, :]
                 begin = np.minimum(limit - passing, follows)
-            late = least[place.start][:, None, None] * (1 - ROUNDING) + place.seconds[Metric.FINISH] > limit
+            late = self._least_forward[place.start][:, None, None] + place.seconds[Metric.FINISH] > limit
             begin = np.where(late | np.isnan(begin), -INFINITE, begin)
             latest = np.full((self._num_layers + 1, place.num_entries), -INFINITE)
             if len(place.start):
@@ -125,9 +125,7 @@ class Skeletons:
     def _passing(self, k: int, onward: Floats) -> Floats:
         """Bound the time from where a stage begins to where it ends, (Q, E, X)."""
         place = self._places[k]
-        beyond = np.zeros(1) if place.position.is_last else self._beyond(place, onward)[:, None, :]
-        with np.errstate(invalid="ignore"):
-            return self._passed(k, place.seconds[Metric.WORK], beyond)
+        return self._passed(k, place.seconds[Metric.WORK], self._beyond(place, onward)[:, None, :])
 
     def _below(self, limit: float, solved: set[Skeleton]) -> Iterator[Skeleton]:
         """Give the skeletons whose bound is below the limit, depth first, the ones with most slack first."""
@@ -154,14 +152,16 @@ class Skeletons:
     def bound_of(self, skeleton: Skeleton) -> float:
         """Give the limit at which a skeleton drops out."""
         onward = self._onward()
-        least = np.concatenate([[0.0], np.cumsum(self._least_seconds[FORWARD])])
         begun = bound = 0.0
         for k, one in enumerate(skeleton.stages):
             place, (stage, _, leaving) = self._places[k], one
-            passing = float(self._passing(k, onward[k + 1])[one])
-            finish = float(least[place.start[stage]] * (1 - ROUNDING) + place.seconds[Metric.FINISH][one])
+            hops = 2 * place.hop[stage, leaving]
+            passing = float(
+                self._passed(k, place.seconds[Metric.WORK][one], hops + onward[k + 1][place.end[stage], leaving])
+            )
+            finish = float(self._least_forward[place.start[stage]] + place.seconds[Metric.FINISH][one])
             bound = max(bound, begun + passing, finish)
-            begun += float(place.seconds[Metric.TRAVERSAL][one] + 2 * place.hop[stage, leaving])
+            begun += float(place.seconds[Metric.TRAVERSAL][one] + hops)
         return bound
 
     def ceilings(self, skeleton: Skeleton, k: int, limit: float) -> dict[Metric, float]:
@@ -175,7 +175,7 @@ class Skeletons:
             low, high = (middle, high) if within else (low, middle)
         first = int(self._places[k].start[skeleton.stages[k][0]])
         return {
-            Metric.FINISH: limit - float(self._least_seconds[FORWARD, :first].sum()) * (1 - ROUNDING),
+            Metric.FINISH: limit - float(self._least_forward[first]),
             Metric.WORK: high,
             Metric.TRAVERSAL: float(own[k][Metric.TRAVERSAL]) + max(0.0, float(min(later, default=limit))),
         }

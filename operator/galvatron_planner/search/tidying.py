@@ -10,11 +10,9 @@ from galvatron_planner.cost.prices import PriceList
 from galvatron_planner.cost.step import price_step
 from galvatron_planner.model import LayerSpec
 from galvatron_planner.problem import PlanningProblem
+from galvatron_planner.search.front import ROUNDING
 from galvatron_planner.search.partition import Candidate
 from galvatron_planner.strategy import LayerStrategy
-
-ROUNDING = 1e-12
-"""Relative slack of sums of the same numbers in another order."""
 
 
 def tidied(problem: PlanningProblem, prices: PriceList, candidate: Candidate) -> Candidate:

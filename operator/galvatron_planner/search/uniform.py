@@ -18,12 +18,10 @@ from galvatron_planner.dimensions import refusal
 from galvatron_planner.model import LayerSpec
 from galvatron_planner.problem import PlanningProblem, SearchLimits
 from galvatron_planner.search.candidates import degrees, seconds_per_sample, splits
+from galvatron_planner.search.cuts import Cut, between, lightest_cut
 from galvatron_planner.search.options import Floats
 from galvatron_planner.search.partition import Candidate
 from galvatron_planner.strategy import Axis, Dimension, LayerStrategy
-
-Cut = tuple[int, ...]
-"""First layer of every stage, and the number of layers at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +154,7 @@ class UniformSearch:
         if not memory.fits(room):
             return None
         costs, m = self._costs_of(plan), plan.split.num_micro_batches
-        seconds = _between(m * costs.pass_seconds + costs.once_seconds)
+        seconds = between(m * costs.pass_seconds + costs.once_seconds)
         cut = lightest_cut(np.where(stage <= room, seconds, np.inf) for stage in memory.stages())
         if cut is None:
             return None
@@ -195,7 +193,7 @@ class UniformSearch:
             for index in range(plan.num_stages)
         )
         return _Memory(
-            fixed=_between(costs.state_bytes) + working + handed_on[:, None],
+            fixed=between(costs.state_bytes) + working + handed_on[:, None],
             per_micro_batch=costs.activation_bytes[None, :] - costs.activation_bytes[:, None],
             handed_on=handed_on,
             counts=tuple(counts),
@@ -254,31 +252,3 @@ def _amount_in_flight(plan: UniformPlan) -> tuple[int, int]:
 
 def _running_sum(amounts: Iterable[float]) -> Floats:
     return np.concatenate([[0.0], np.cumsum(np.fromiter(amounts, dtype=np.float64))])
-
-
-def _between(sums: Floats) -> Floats:
-    """Give what lies between two layers, (L + 1, L + 1); infinite where there is nothing."""
-    amounts = sums[None, :] - sums[:, None]
-    amounts[np.tril_indices(len(sums))] = np.inf
-    return amounts
-
-
-def lightest_cut(stages: Iterable[Floats]) -> Cut | None:
-    """Cut the layers so that the heaviest stage is as light as possible; of several cuts, the first.
-
-    Args:
-        stages: per stage its weight when it starts at one layer and ends before another, (L + 1, L + 1); may be
-            infinite.
-    """
-    first, *others = stages
-    heaviest, starts = first[0], []
-    for weights in others:
-        both = np.maximum(heaviest[:, None], weights)
-        starts.append(both.argmin(axis=0))
-        heaviest = both.min(axis=0)
-    if not np.isfinite(heaviest[-1]):
-        return None
-    cut = [len(heaviest) - 1]
-    for start in reversed(starts):
-        cut.append(int(start[cut[-1]]))
-    return (0, *reversed(cut))

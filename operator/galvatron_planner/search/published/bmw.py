@@ -11,8 +11,9 @@ import numpy as np
 from galvatron_planner.cost.prices import PriceList
 from galvatron_planner.problem import PlanningProblem
 from galvatron_planner.search.candidates import Outcome
+from galvatron_planner.search.cuts import Cut, between, lightest_cut
 from galvatron_planner.search.published.grid import Floats
-from galvatron_planner.search.published.stages import Cut, Pipeline, StageSolver
+from galvatron_planner.search.published.stages import Pipeline, StageSolver
 from galvatron_planner.search.published.sweep import sweep
 
 
@@ -58,22 +59,11 @@ def balanced_cut(weights: Floats) -> Cut:
     Args:
         weights: of every layer on every stage, (stages, layers).
     """
-    num_stages, num_layers = weights.shape
-    sums = np.concatenate([np.zeros((num_stages, 1)), np.cumsum(weights, axis=1)], axis=1)
-    # heaviest[j]: lightest heaviest stage of the first j layers; starts[k][j]: where the k-th stage then begins.
-    heaviest = np.where(np.arange(num_layers + 1) > 0, sums[0], np.inf)
-    starts = []
-    for stage in sums[1:]:
-        own = np.where(
-            np.triu(np.ones((num_layers + 1, num_layers + 1)), 1) > 0, stage[None, :] - stage[:, None], np.inf
-        )
-        both = np.maximum(heaviest[:, None], own)
-        starts.append(both.argmin(axis=0))
-        heaviest = both.min(axis=0)
-    cut = [num_layers]
-    for start in reversed(starts):
-        cut.append(int(start[cut[-1]]))
-    return (0, *reversed(cut))
+    running = np.pad(np.cumsum(weights, axis=1), ((0, 0), (1, 0)))
+    cut = lightest_cut(between(stage) for stage in running)
+    if cut is None:
+        raise ValueError("there are more stages than layers")
+    return cut
 
 
 def _heaviest(weights: Floats, cut: Cut) -> float:

@@ -6,7 +6,8 @@ Source: Miao et al., PVLDB 16(3), arXiv 2211.13878, and its code. What had to di
 from galvatron_planner.cost.prices import PriceList
 from galvatron_planner.problem import PlanningProblem, SearchDimension
 from galvatron_planner.search.candidates import Outcome
-from galvatron_planner.search.published.stages import Cut, Pipeline, StageSolver
+from galvatron_planner.search.cuts import Cut
+from galvatron_planner.search.published.stages import Pipeline, StageSolver
 from galvatron_planner.search.published.sweep import sweep
 
 

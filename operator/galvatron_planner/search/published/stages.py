@@ -16,11 +16,9 @@ from galvatron_planner.cost.step import BatchSplit, StageStrategies, stage_posit
 from galvatron_planner.model import LayerSpec
 from galvatron_planner.problem import PlanningProblem
 from galvatron_planner.search.candidates import candidate_strategies
+from galvatron_planner.search.cuts import Cut
 from galvatron_planner.search.published.grid import Floats, Menu, Moves, StageTask, fastest_choice
 from galvatron_planner.strategy import LayerStrategy, Layout
-
-Cut = tuple[int, ...]
-"""Indices at which the model is cut: first layer of every stage, and the number of layers at the end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from galvatron_planner.cost.prices import PriceList
-from galvatron_planner.cost.step import BatchSplit, price_step
+from galvatron_planner.cost.step import price_step
 from galvatron_planner.problem import PlanningProblem
-from galvatron_planner.search.candidates import Outcome, degrees
+from galvatron_planner.search.candidates import Outcome, degrees, splits_of
 from galvatron_planner.search.partition import Candidate
 from galvatron_planner.search.published.stages import Pipeline, StageSolver
 
@@ -57,14 +57,9 @@ def sweep(problem: PlanningProblem, prices: PriceList, solve: Solve) -> Outcome:
 
 def _solvers(problem: PlanningProblem, prices: PriceList, global_batch_size: int) -> list[StageSolver]:
     """List the combinations of one batch size that layers can run in, the most promising of each degree first."""
-    splits = [
-        BatchSplit(global_batch_size, count)
-        for count in range(1, global_batch_size + 1)
-        if global_batch_size % count == 0
-    ]
     found = []
     for num_stages in degrees(problem):
-        solvers = (StageSolver(problem, prices, split, num_stages) for split in splits)
+        solvers = (StageSolver(problem, prices, split, num_stages) for split in splits_of(global_batch_size))
         found += sorted((one for one in solvers if one.has_choices), key=StageSolver.least_seconds)
     return found
 
