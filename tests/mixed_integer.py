@@ -256,7 +256,7 @@ class _Programme:
         return self._amount(
             *(
                 self._crossed(
-                    np.repeat(self.asked.boundaries[ahead[0]].hop[:, None], width, axis=1), [arcs], self.second
+                    np.repeat(self.asked.boundaries[ahead[0]].hop[k][:, None], width, axis=1), [arcs], self.second
                 )
                 for (before, ahead), arcs in self.arcs.items()
                 if before[1] == k and ahead[1] == k + 1

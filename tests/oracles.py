@@ -154,7 +154,7 @@ def _choices(asked: Tables, stage_index: int, start: int, end: int) -> _Stages:
     kept = sum(x.state[i] + asked.in_flight[stage_index] * x.activation[i] for x, i in picked)
     hops: tuple[Floats, ...] = (np.zeros_like(forward),)
     if stage_index < asked.num_stages - 1:
-        hops = (asked.boundaries[end].hop[placed[-1]],)
+        hops = (asked.boundaries[end].hop[stage_index][placed[-1]],)
         kept = kept + asked.boundaries[end].exit[stage_index][placed[-1]]
     return _Stages(
         chosen=chosen,

@@ -74,7 +74,7 @@ class BoundaryTable:
         forward: seconds per micro-batch of the change of layout.
         backward: seconds per micro-batch of the change of layout.
         transient: bytes while rows move.
-        hop: seconds of one transfer from a stage that ends before the layer, (A,).
+        hop: per stage index, seconds of one transfer between a stage that ends before the layer and the next, (A,).
         entry: per stage index, bytes of what a stage that starts with the layer receives, (A, A).
         exit: per stage index, bytes of what a stage that ends before the layer has sent, (A,).
     """
@@ -82,7 +82,7 @@ class BoundaryTable:
     forward: Floats
     backward: Floats
     transient: Integers
-    hop: Floats
+    hop: tuple[Floats, ...]
     entry: tuple[Integers, ...]
     exit: tuple[Integers, ...]
 
@@ -239,12 +239,14 @@ def _boundary_table(
     prices: PriceList, layouts: tuple[Layout, ...], *, arriving: int, leaving: int, places: Sequence[StagePosition]
 ) -> BoundaryTable:
     costs = [[prices.transition(before, after, arriving) for after in layouts] for before in layouts]
-    hops = [prices.hop_seconds(before, leaving) for before in layouts] if len(places) > 1 else []
     return BoundaryTable(
         forward=np.array([[cost.forward_seconds for cost in row] for row in costs]),
         backward=np.array([[cost.backward_seconds for cost in row] for row in costs]),
         transient=np.array([[cost.transient_bytes for cost in row] for row in costs]),
-        hop=np.array(hops),
+        hop=tuple(
+            np.array([prices.hop_seconds(before, leaving, stage_index=k) for before in layouts])
+            for k in range(len(places) - 1)
+        ),
         entry=tuple(
             np.array(
                 [

@@ -61,6 +61,17 @@ class Group(Value):
         return tuple(base + i * self.stride for i in range(self.size))
 
 
+def stage_pairs(stage_index: int, *, devices_per_stage: int, devices_per_node: int) -> Group:
+    """Give the family of pairs over which a stage and the next one transfer, each rank with its partner.
+
+    Partners are ``devices_per_stage`` ranks apart. Of stages smaller than a node, neighbours share one, but for the
+    last stage of a node and the first of the next. Over these, transfers are priced as if all devices of the node
+    sent, since pairs across nodes are measured that way: pessimistic where the devices of a node share a network card.
+    """
+    ends_a_node = (stage_index + 1) * devices_per_stage % devices_per_node == 0
+    return Group(size=2, stride=max(devices_per_stage, devices_per_node) if ends_a_node else devices_per_stage)
+
+
 def groups(num_devices: int) -> tuple[Group, ...]:
     """List every group that a strategy on ``num_devices`` devices can use, smallest first."""
     sizes = [2**k for k in range(1, num_devices.bit_length()) if 2**k <= num_devices]

@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from galvatron_planner.cluster import Cluster, Group
+from galvatron_planner.cluster import Cluster, Group, stage_pairs
 from galvatron_planner.cost.occupancy import Held, occupancy
 from galvatron_planner.cost.prices import PriceList
-from galvatron_planner.cost.simulator import ARRIVALS, StageTimeline, Timeline, simulate
+from galvatron_planner.cost.simulator import ARRIVALS, EventKind, StageTimeline, Timeline, simulate
 from galvatron_planner.cost.spending import Spent, spending
 from galvatron_planner.cost.step import BatchSplit
 from galvatron_planner.cost.work import link_seconds
@@ -42,11 +42,11 @@ class BusyLink:
 
     def where(self, cluster: Cluster) -> str:
         """Say which devices it joins."""
+        where = "inside a node" if self.group.size * self.group.stride <= cluster.devices_per_node else "across nodes"
         if self.collective is Collective.POINT_TO_POINT:
-            return f"neighbouring stages, {self.group.stride} ranks apart"
+            return f"neighbouring stages, {where}"
         apart = "neighbouring ones" if self.group.stride == 1 else f"{self.group.stride} ranks apart"
-        inside = self.group.size * self.group.stride <= cluster.devices_per_node
-        return f"{self.group.size} devices, {apart}, {'inside a node' if inside else 'across nodes'}"
+        return f"{self.group.size} devices, {apart}, {where}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +140,10 @@ def _communicated(one: Insight, stage: StageTimeline) -> Iterator[tuple[Collecti
         yield said.collective, said.group, one.plan.num_micro_batches * link_seconds(profile, (said,))
     for said in work.reductions:
         yield said.collective, said.group, link_seconds(profile, (said,))
-    hop = Group(size=2, stride=one.plan.devices_per_stage)
     for event in stage.of(*ARRIVALS):
-        yield Collective.POINT_TO_POINT, hop, event.seconds
+        pairs = stage_pairs(
+            event.stage_index - 1 if event.kind is EventKind.ACTIVATION else event.stage_index,
+            devices_per_stage=one.plan.devices_per_stage,
+            devices_per_node=one.plan.cluster.devices_per_node,
+        )
+        yield Collective.POINT_TO_POINT, pairs, event.seconds

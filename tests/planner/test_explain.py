@@ -94,6 +94,18 @@ def test_the_busiest_link_is_named_with_its_share() -> None:
     )
 
 
+def test_a_link_between_stages_says_whether_it_crosses_nodes() -> None:
+    # Two nodes of two devices, four stages: the second receives from its own node, and gradients from the other one.
+    on = builders.cluster(4, num_nodes=2)
+    plan = builders.plan("single", "single", "single", "single", on=on, num_micro_batches=4)
+    estimate = builders.some_estimate(4).model_copy(update={"stage_seconds": (1.0, 2.0, 1.0, 1.0)})
+    links = insight(plan.model_copy(update={"estimate": estimate}), builders.profile(plan.model, on)).links()
+    assert [link.where(on) for link in links] == [
+        "neighbouring stages, across nodes",
+        "neighbouring stages, inside a node",
+    ]
+
+
 def test_a_profile_of_another_measurement_is_noticed() -> None:
     found = solution()
     slow = builders.profile(SPEC, found.plan.cluster, flops_per_second=1e10)

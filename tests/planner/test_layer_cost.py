@@ -16,7 +16,8 @@ PARAMETERS = num_parameters(BLOCK)
 
 
 def conditions(precision: Precision = Precision.FP32, kind: DeviceKind = DeviceKind.CUDA) -> Conditions:
-    return Conditions(builders.profile(MODEL, builders.cluster(), precision=precision), precision, kind)
+    on = builders.cluster()
+    return Conditions(builders.profile(MODEL, on, precision=precision), precision, kind, on.devices_per_node)
 
 
 def cost(text: str, *, layer: LayerSpec = BLOCK, of: Conditions | None = None, samples: int = 8) -> LayerCost:

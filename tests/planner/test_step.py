@@ -4,6 +4,7 @@ from hypothesis import given, settings
 import builders
 import generators
 from galvatron_planner import families
+from galvatron_planner.cluster import stage_pairs
 from galvatron_planner.cost.prices import PriceList
 from galvatron_planner.cost.step import BatchSplit, StageStrategies, estimate, stage_costs
 from galvatron_planner.plan import Plan
@@ -53,6 +54,25 @@ def test_a_group_across_nodes_is_slower_than_one_inside() -> None:
     inner, outer = ("tp2-dp2 " * 4, "dp2-tp2 " * 4)
     assert step_seconds(inner, problem=across) < step_seconds(outer, problem=across)
     assert step_seconds(inner) == pytest.approx(step_seconds(outer), rel=0.05)
+
+
+def test_a_transfer_between_nodes_is_dear_and_one_inside_a_node_cheap() -> None:
+    # Two nodes of four devices, four stages of two: ranks 0-1 and 2-3 share a node, 2-3 and 4-5 do not, and so on.
+    # Half of 2 MiB to each partner, at 20 GB/s and 10 us inside a node, at 2 GB/s and 40 us between nodes.
+    prices = PriceList.of(builders.problem(on=builders.cluster(8, num_nodes=2)))
+    layout = LayerStrategy.parse("dp2").layout
+    hops = [prices.hop_seconds(layout, 1 << 21, stage_index=k) for k in range(3)]
+    inside, between = 1e-5 + 2**20 / 2e10, 4e-5 + 2**20 / 2e9
+    assert hops == pytest.approx([inside, between, inside])
+
+
+def test_pairs_of_stages_are_told_by_where_they_stand() -> None:
+    # Nodes of four devices: stages of one device, of half a node, of a node, and of two nodes.
+    one = [stage_pairs(k, devices_per_stage=1, devices_per_node=4).stride for k in range(7)]
+    assert one == [1, 1, 1, 4, 1, 1, 1]
+    assert [stage_pairs(k, devices_per_stage=2, devices_per_node=4).stride for k in range(3)] == [2, 4, 2]
+    assert [stage_pairs(k, devices_per_stage=4, devices_per_node=4).stride for k in range(3)] == [4, 4, 4]
+    assert stage_pairs(0, devices_per_stage=8, devices_per_node=4).stride == 8
 
 
 def test_early_stages_hold_more_micro_batches_than_late_ones() -> None:

@@ -34,6 +34,7 @@ class Conditions:
     profile: Profile
     precision: Precision
     device_kind: DeviceKind
+    devices_per_node: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from galvatron_planner.cluster import Group
+from galvatron_planner.cluster import stage_pairs
 from galvatron_planner.cost import layer as layers
 from galvatron_planner.cost import transition
 from galvatron_planner.cost.layer import Conditions, LayerCost
@@ -63,7 +63,8 @@ class PriceList:
     @classmethod
     def of(cls, problem: PlanningProblem) -> "PriceList":
         """Start the price list of a problem."""
-        return cls(Conditions(problem.profile, problem.precision, problem.cluster.device_kind))
+        cluster = problem.cluster
+        return cls(Conditions(problem.profile, problem.precision, cluster.device_kind, cluster.devices_per_node))
 
     def layer(self, layer: LayerSpec, strategy: LayerStrategy, micro_batch_size: int) -> LayerCost:
         """Price a layer."""
@@ -83,10 +84,14 @@ class PriceList:
             )
         return self._transitions[key]
 
-    def hop_seconds(self, exit_layout: Layout, micro_batch_bytes: int) -> float:
-        """Price one transfer from a stage to the next, in the sender's layout: each rank to its partner."""
-        num_devices = exit_layout.data_degree * exit_layout.tensor_degree
-        link = self.conditions.profile.link(Collective.POINT_TO_POINT, Group(size=2, stride=num_devices))
+    def hop_seconds(self, exit_layout: Layout, micro_batch_bytes: int, *, stage_index: int) -> float:
+        """Price one transfer between a stage and the next, in the layout of the former: each rank with its partner."""
+        pairs = stage_pairs(
+            stage_index,
+            devices_per_stage=exit_layout.data_degree * exit_layout.tensor_degree,
+            devices_per_node=self.conditions.devices_per_node,
+        )
+        link = self.conditions.profile.link(Collective.POINT_TO_POINT, pairs)
         return link.seconds(micro_batch_bytes // exit_layout.data_degree)
 
     def arriving_bytes(self, layer: LayerSpec, micro_batch_size: int) -> int:

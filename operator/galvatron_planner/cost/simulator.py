@@ -268,7 +268,7 @@ def _facts(
         facts.append(
             StageFacts(
                 work=stage_work(prices, own, strategies, position, first_layer=first),
-                hop_seconds=prices.hop_seconds(exit_layout, moved) if position.feeds_next else 0.0,
+                hop_seconds=prices.hop_seconds(exit_layout, moved, stage_index=index) if position.feeds_next else 0.0,
                 entry_seconds=facts[-1].hop_seconds if facts else 0.0,
                 sync_seconds=sum(cost.sync_seconds for cost in costs),
                 optimizer_seconds=sum(cost.optimizer_seconds for cost in costs),

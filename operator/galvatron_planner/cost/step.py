@@ -58,7 +58,7 @@ def price_step(prices: PriceList, problem: PlanningProblem, stages: StageStrateg
         StageSeconds(
             cost.forward_seconds,
             cost.backward_seconds,
-            prices.hop_seconds(cost.exit_layout, moved[index]) if index < last else 0.0,
+            prices.hop_seconds(cost.exit_layout, moved[index], stage_index=index) if index < last else 0.0,
         )
         for index, cost in enumerate(costs)
     ]

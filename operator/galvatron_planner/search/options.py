@@ -124,10 +124,10 @@ class PipelineOptions:
             self._moves[moved] = self._moves_of(moved)
         return self._moves[moved]
 
-    def hop_seconds(self, before: int) -> Floats:
-        """Price one transfer to the next stage after a layer of kind ``before``, by exit."""
+    def hop_seconds(self, before: int, *, stage_index: int) -> Floats:
+        """Price one transfer between a stage whose last layer is of kind ``before`` and the next one, by exit."""
         moved = self.layers[before].leaving_bytes
-        return _floats([self._prices.hop_seconds(layout, moved) for layout in self.exits])
+        return _floats([self._prices.hop_seconds(layout, moved, stage_index=stage_index) for layout in self.exits])
 
     @cached_property
     def least_seconds(self) -> Floats:

@@ -204,6 +204,7 @@ class PartitionSearch:
 
     def _place(self, k: int, allowed: Flags) -> Place:
         position = Position(
+            stage_index=k,
             num_micro_batches=self._split.num_micro_batches,
             in_flight=in_flight(
                 self._problem.limits.schedule,

@@ -37,6 +37,7 @@ class Position:
     """What all stages of a place have in common.
 
     Attributes:
+        stage_index: of the place.
         num_micro_batches: of the step.
         in_flight: micro-batches whose activations they hold at most.
         budget_bytes: device memory without the reserve.
@@ -44,6 +45,7 @@ class Position:
         is_last: whether it ends here.
     """
 
+    stage_index: int
     num_micro_batches: int
     in_flight: int
     budget_bytes: int
@@ -155,7 +157,9 @@ class Place:
         return self._searches[weights, entry]
 
     def _hops(self) -> Floats:
-        by_kind: Mapping[int, Floats] = {kind: self._options.hop_seconds(kind) for kind in set(self._options.kinds)}
+        index = self.position.stage_index
+        kinds = set(self._options.kinds)
+        by_kind: Mapping[int, Floats] = {k: self._options.hop_seconds(k, stage_index=index) for k in kinds}
         rows = [by_kind[self._contents.distinct[content].pair[1]] for content in self.content]
         return np.array(rows).reshape(len(rows), len(self._options.exits))
 
