@@ -7,7 +7,8 @@ in what is chosen, and so is the step: GPipe by its closed form, 1F1B by one var
 are exact; what is left is the solver's own tolerance.
 
 Source of the closed form: stages of equal micro-batches are a proportionate flow shop, whose last job ends after the
-sum over the stages and (jobs - 1) times the longest of them.
+sum over the stages and (jobs - 1) times the longest of them. A stage receives before it computes, so a transfer makes
+the passes of the receiver longer.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -241,8 +242,8 @@ class _Programme:
         return variable
 
     def _passes(self, k: int) -> tuple[int, int]:
-        """Variables of a stage's forward and backward pass."""
-        there, back = [], []
+        """Variables of a stage's forward and backward pass, each with what it waits to receive."""
+        there, back = self._hops(k - 1), self._hops(k)
         for node in self._on_stage(k):
             layer, boundary = self.asked.layers[node[0]], self.asked.boundaries[node[0]]
             there.append(self._picked(node, layer.forward, self.second))
@@ -251,25 +252,21 @@ class _Programme:
             back.append(self._crossed(boundary.backward, self._into(node), self.second))
         return self._amount(*there), self._amount(*back)
 
-    def _hop(self, k: int) -> int:
+    def _hops(self, k: int) -> list[Terms]:
+        """Charge whichever arc leads from a stage into the next with a transfer; there is none at the ends."""
         width = len(self.asked.layouts)
-        return self._amount(
-            *(
-                self._crossed(
-                    np.repeat(self.asked.boundaries[ahead[0]].hop[k][:, None], width, axis=1), [arcs], self.second
-                )
-                for (before, ahead), arcs in self.arcs.items()
-                if before[1] == k and ahead[1] == k + 1
+        return [
+            self._crossed(
+                np.repeat(self.asked.boundaries[ahead[0]].hop[k][:, None], width, axis=1), [arcs], self.second
             )
-        )
+            for (before, ahead), arcs in self.arcs.items()
+            if before[1] == k and ahead[1] == k + 1
+        ]
 
     def _time(self) -> None:
         asked = self.asked
         passes = [self._passes(k) for k in range(asked.num_stages)]
-        hops = [self._hop(k) for k in range(asked.num_stages - 1)]
-        ends = (
-            self._gpipe(passes, hops) if asked.problem.limits.schedule is Schedule.GPIPE else self._events(passes, hops)
-        )
+        ends = self._gpipe(passes) if asked.problem.limits.schedule is Schedule.GPIPE else self._events(passes)
         for k, end in enumerate(ends):
             nodes = list(self._on_stage(k))
             sync = [self._picked(node, asked.layers[node[0]].sync, self.second) for node in nodes]
@@ -277,23 +274,23 @@ class _Programme:
             optimizer = [self._picked(node, asked.layers[node[0]].optimizer, self.second) for node in nodes]
             self.rows.at_least(self.optimizer, *optimizer)
 
-    def _gpipe(self, passes: list[tuple[int, int]], hops: list[int]) -> list[Terms]:
+    def _gpipe(self, passes: list[tuple[int, int]]) -> list[Terms]:
         """Give when each stage ends: all forward passes, then the backward passes from the last stage down to it."""
         waiting = float(self.asked.split.num_micro_batches - 1)
         slowest = self._new(1)[0]
         for forward, _ in passes:
             self.rows.at_least(slowest, {forward: 1.0})
-        there = _sum({slowest: waiting}, *({forward: 1.0} for forward, _ in passes), *({hop: 1.0} for hop in hops))
+        there = _sum({slowest: waiting}, *({forward: 1.0} for forward, _ in passes))
         ends = []
         for k in range(len(passes)):
             slowest = self._new(1)[0]
             for _, backward in passes[k:]:
                 self.rows.at_least(slowest, {backward: 1.0})
             back = [{backward: 1.0} for _, backward in passes[k:]]
-            ends.append(_sum(there, {slowest: waiting}, *back, *({hop: 1.0} for hop in hops[k:])))
+            ends.append(_sum(there, {slowest: waiting}, *back))
         return ends
 
-    def _events(self, passes: list[tuple[int, int]], hops: list[int]) -> list[Terms]:
+    def _events(self, passes: list[tuple[int, int]]) -> list[Terms]:
         """Give when each stage ends, with a variable for the end of every pass."""
         last = self.asked.num_stages - 1
         ends: dict[tuple[int, Pass, int], int] = {}
@@ -303,7 +300,7 @@ class _Programme:
             self.rows.at_least(end, newest.get(k, {}), own)
             before = k - 1 if direction is Pass.FORWARD else k + 1
             if 0 <= before <= last:
-                self.rows.at_least(end, {ends[before, direction, index]: 1.0}, {hops[min(before, k)]: 1.0}, own)
+                self.rows.at_least(end, {ends[before, direction, index]: 1.0}, own)
             ends[k, direction, index], newest[k] = end, {end: 1.0}
         return [newest[k] for k in range(last + 1)]
 

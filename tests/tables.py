@@ -170,19 +170,20 @@ def tables(problem: PlanningProblem, prices: PriceList, *, split: BatchSplit, nu
 def finish(
     forward: Sequence[Floats], backward: Sequence[Floats], hops: Sequence[Floats], asked: Tables
 ) -> tuple[Floats, ...]:
-    """Tell when each stage ends its last pass, for many plans at once: every argument one array a stage."""
+    """Tell when each stage ends its last pass, for many plans at once: every argument one array a stage.
+
+    What a stage receives starts on its way when both are ready, the stage that made it and the one that wants it.
+    """
     last = asked.num_stages - 1
     free = [np.zeros_like(forward[0]) for _ in forward]
     ends: dict[tuple[Pass, int, int], Floats] = {}
     for k, direction, index in schedule_order(asked):
         if direction is Pass.FORWARD:
-            seconds = forward[k]
-            arrived = ends[direction, k - 1, index] + hops[k - 1] if k else free[k]
-        elif k == last:
-            seconds, arrived = backward[k], ends[Pass.FORWARD, k, index]
+            arrived = np.maximum(free[k], ends[direction, k - 1, index]) + hops[k - 1] if k else free[k]
+            free[k] = arrived + forward[k]
         else:
-            seconds, arrived = backward[k], ends[direction, k + 1, index] + hops[k]
-        free[k] = np.maximum(free[k], arrived) + seconds
+            arrived = np.maximum(free[k], ends[direction, k + 1, index]) + hops[k] if k < last else free[k]
+            free[k] = arrived + backward[k]
         ends[direction, k, index] = free[k]
     return tuple(free)
 

@@ -1,22 +1,21 @@
 """A simulated step in Chrome's trace event format, which Perfetto (ui.perfetto.dev) and chrome://tracing open.
 
-A stage is a process, passes and what they are made of are nested slices, transfers are asynchronous slices since
-several can be under way, and memory is a counter. Times are in microseconds, as the format wants.
+A stage is a process, passes and what they are made of are nested slices, transfers stand before the passes that start
+from them, and memory is a counter. Times are in microseconds, as the format wants.
 
 Source: Trace Event Format, Google, 2016.
 """
 
 import json
 from collections.abc import Iterator
-from itertools import count
 from typing import Any
 
 from galvatron_planner.cost.occupancy import Held, occupancy
-from galvatron_planner.cost.simulator import ARRIVALS, PASSES, Event, EventKind, StageTimeline, Timeline
+from galvatron_planner.cost.simulator import PASSES, Event, EventKind, StageTimeline, Timeline
 from galvatron_planner.plan import Plan, summarize_strategies
 
 _MICROSECONDS = 1e6
-_LANES = {1: "passes", 2: "gradient reduction"}
+_LANES = {1: "transfers and passes", 2: "gradient reduction"}
 
 
 def chrome_trace(plan: Plan, timeline: Timeline) -> str:
@@ -31,12 +30,8 @@ def _stage(plan: Plan, index: int, stage: StageTimeline, timeline: Timeline) -> 
     yield {"ph": "M", "name": "process_sort_index", "pid": index, "args": {"sort_index": index}}
     for lane, title in _LANES.items():
         yield {"ph": "M", "name": "thread_name", "pid": index, "tid": lane, "args": {"name": title}}
-    transfers = count()
     for event in stage.events:
-        if event.kind in ARRIVALS:
-            yield from _transfer(event, next(transfers))
-        else:
-            yield _slice(event.kind, index, 2 if event.kind is EventKind.REDUCTION else 1, _span(event), _facts(event))
+        yield _slice(event.kind, index, 2 if event.kind is EventKind.REDUCTION else 1, _span(event), _facts(event))
         if event.kind in PASSES:
             yield from _pieces(plan, stage, event)
     base = stage.facts.state_bytes + timeline.reserve_bytes
@@ -64,20 +59,6 @@ def _pieces(plan: Plan, stage: StageTimeline, event: Event) -> Iterator[dict[str
             yield _slice(work, event.stage_index, 1, share, {})
             now = share[1]
         now = end
-
-
-def _transfer(event: Event, number: int) -> Iterator[dict[str, Any]]:
-    for phase, seconds in zip("be", _span(event), strict=True):
-        yield {
-            "ph": phase,
-            "cat": "transfer",
-            "id2": {"local": number},
-            "name": event.kind,
-            "pid": event.stage_index,
-            "tid": 1,
-            "ts": seconds * _MICROSECONDS,
-            "args": _facts(event),
-        }
 
 
 def _slice(name: str, stage_index: int, lane: int, span: tuple[float, float], facts: dict[str, int]) -> dict[str, Any]:

@@ -31,9 +31,9 @@ class Estimate(Value):
     Attributes:
         step_seconds: one optimizer step.
         samples_per_second: global batch over step time.
-        stage_seconds: forward plus backward of one micro-batch, per stage, communication included.
+        stage_seconds: forward plus backward of one micro-batch, per stage, communication and what it receives included.
         stage_peak_bytes: peak device memory per stage, reserve included.
-        bubble_ratio: share of the step in which the slowest stage waits for others.
+        bubble_ratio: share of the schedule in which the slowest stage waits for others; transfers are not waiting.
         source: where the numbers behind it come from.
     """
 

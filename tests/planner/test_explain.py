@@ -69,8 +69,7 @@ def test_the_time_of_every_stage_adds_up_whatever_the_plan(plan: Plan) -> None:
 
 
 def test_waiting_for_a_transfer_and_for_a_stage_are_told_apart() -> None:
-    # One micro-batch on two stages: stage 0 waits for a hop each way only in so far as nothing else is waited for, so
-    # its waiting is the other stage's pass and two hops, of which the gradient's own hop is the last.
+    # One micro-batch on two stages: each receives once; that stage 1 meanwhile receives is bubble to stage 0.
     plan = builders.plan("dp2 dp2", "dp2 dp2", num_micro_batches=1)
     seen = insight(plan, builders.profile(plan.model, plan.cluster))
     first, second = seen.timeline.stages

@@ -68,7 +68,10 @@ def test_the_simulated_step_takes_what_the_formula_says(one: Simulated) -> None:
 def test_every_stage_ends_its_passes_when_the_recurrence_says(one: Simulated) -> None:
     facts = [stage.facts for stage in one.timeline.stages]
     passes = [
-        StageSeconds(stage.seconds(EventKind.FORWARD), stage.seconds(EventKind.BACKWARD), stage.hop_seconds)
+        StageSeconds(
+            stage.entry_seconds + stage.seconds(EventKind.FORWARD),
+            stage.hop_seconds + stage.seconds(EventKind.BACKWARD),
+        )
         for stage in facts
     ]
     ends = finish_seconds(passes, num_micro_batches=one.plan.num_micro_batches, schedule=one.plan.schedule)
@@ -116,14 +119,37 @@ def test_a_stage_holds_as_many_micro_batches_as_the_cost_model_counts(one: Simul
 
 @settings(max_examples=60, deadline=None)
 @given(SIMULATED)
-def test_a_device_does_one_pass_at_a_time_and_none_before_its_input_is_there(one: Simulated) -> None:
+def test_a_device_does_one_thing_at_a_time(one: Simulated) -> None:
     for stage in one.timeline.stages:
-        passes = stage.of(*PASSES)
-        assert all(before.end_seconds <= after.start_seconds for before, after in pairwise(passes))
-        arrivals = {(ARRIVALS[event.kind], event.micro_batch): event for event in stage.of(*ARRIVALS)}
-        for event in passes:
-            arrived = arrivals.get((event.kind, event.micro_batch))
-            assert arrived is None or arrived.end_seconds <= event.start_seconds
+        done = stage.of(*PASSES, *ARRIVALS)
+        assert all(before.end_seconds <= after.start_seconds for before, after in pairwise(done))
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIMULATED)
+def test_a_transfer_starts_when_sender_and_receiver_are_ready_and_its_pass_follows(one: Simulated) -> None:
+    stages = one.timeline.stages
+    made = [{(event.kind, event.micro_batch): event.end_seconds for event in stage.of(*PASSES)} for stage in stages]
+    for index, stage in enumerate(stages):
+        done = stage.of(*PASSES, *ARRIVALS)
+        for before, event, after in zip((None, *done[:-1]), done, (*done[1:], None), strict=True):
+            if event.kind not in ARRIVALS:
+                continue
+            sender = index - 1 if event.kind is EventKind.ACTIVATION else index + 1
+            ready = made[sender][ARRIVALS[event.kind], event.micro_batch]
+            assert event.start_seconds == max(before.end_seconds if before else 0.0, ready)
+            assert after is not None
+            assert (after.kind, after.micro_batch) == (ARRIVALS[event.kind], event.micro_batch)
+            assert after.start_seconds == event.end_seconds
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIMULATED)
+def test_every_pass_but_at_the_ends_receives_what_it_starts_from(one: Simulated) -> None:
+    last, number = len(one.timeline.stages) - 1, one.plan.num_micro_batches
+    for index, stage in enumerate(one.timeline.stages):
+        assert len(stage.of(EventKind.ACTIVATION)) == (number if index > 0 else 0)
+        assert len(stage.of(EventKind.GRADIENT)) == (number if index < last else 0)
 
 
 def test_two_stages_by_hand() -> None:
@@ -154,7 +180,8 @@ def test_what_a_pass_is_made_of_adds_up_to_its_price() -> None:
     one = simulated(plan, device_kind=DeviceKind.CUDA)
     for stage, seconds in zip(one.timeline.stages, one.estimate.stage_seconds, strict=True):
         pieces = (*stage.facts.work.forward, *stage.facts.work.backward)
-        assert sum(share for piece in pieces for _, share in piece.shares) == pytest.approx(seconds, rel=EXACT)
+        inside = seconds - stage.facts.entry_seconds - stage.facts.hop_seconds
+        assert sum(share for piece in pieces for _, share in piece.shares) == pytest.approx(inside, rel=EXACT)
         assert all(share > 0 for piece in pieces for work, share in piece.shares if work is not Work.LAYOUT)
 
 

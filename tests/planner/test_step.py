@@ -66,6 +66,28 @@ def test_a_transfer_between_nodes_is_dear_and_one_inside_a_node_cheap() -> None:
     assert hops == pytest.approx([inside, between, inside])
 
 
+def test_a_stage_receives_from_both_its_neighbours() -> None:
+    # Two nodes of two devices, a stage on each: activations from the stage before, gradients from the stage behind.
+    problem = builders.problem(on=builders.cluster(4, num_nodes=2))
+    prices, plan, split = PriceList.of(problem), stages("single", "single", "single", "single"), BatchSplit(8, 4)
+    layout, moved = plan[0][0].layout, prices.leaving_bytes(LAYERS[0], 2)
+    near, far, back = (prices.hop_seconds(layout, moved, stage_index=k) for k in range(3))
+    assert far > near == back > 0
+    inside = [cost.forward_seconds + cost.backward_seconds for cost in stage_costs(prices, problem, plan, split)]
+    received = [whole - own for whole, own in zip(estimate(problem, plan, split).stage_seconds, inside, strict=True)]
+    assert received == pytest.approx([near, near + far, far + back, back])
+
+
+def test_one_micro_batch_waits_for_every_transfer_on_its_way_there_and_back() -> None:
+    prices, plan, split = PriceList.of(PROBLEM), stages("dp2 dp2", "dp2 dp2"), BatchSplit(8, 1)
+    costs = stage_costs(prices, PROBLEM, plan, split)
+    hop = prices.hop_seconds(costs[0].exit_layout, prices.leaving_bytes(LAYERS[1], 8), stage_index=0)
+    passes = sum(cost.forward_seconds + cost.backward_seconds for cost in costs) + 2 * hop
+    once = costs[0].sync_seconds + max(cost.optimizer_seconds for cost in costs)
+    expected = passes + once + PROBLEM.profile.step_overhead_seconds
+    assert step_seconds("dp2 dp2", "dp2 dp2") == pytest.approx(expected)
+
+
 def test_pairs_of_stages_are_told_by_where_they_stand() -> None:
     # Nodes of four devices: stages of one device, of half a node, of a node, and of two nodes.
     one = [stage_pairs(k, devices_per_stage=1, devices_per_node=4).stride for k in range(7)]

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate
-from math import inf
 
 from galvatron_planner.cost.simulator import PASSES, Event, EventKind, StageFacts, StageTimeline
 from galvatron_planner.cost.work import Piece
@@ -59,17 +58,19 @@ def peak_bytes(stage: StageTimeline, *, reserve_bytes: int) -> int:
 def _changes(stage: StageTimeline) -> Iterator[_Change]:
     """List what every pass takes and frees, in the order of execution."""
     passes = stage.of(*PASSES)
-    for before, event, after in zip((None, *passes[:-1]), passes, (*passes[1:], None), strict=True):
-        ready = before.end_seconds if before else 0.0
+    (optimizer,) = stage.of(EventKind.OPTIMIZER)
+    ready = (0.0, *(event.end_seconds for event in passes))
+    sent = (*ready[2:], optimizer.start_seconds)
+    for event, posted, forgotten in zip(passes, ready[:-1], sent, strict=True):
         if event.kind is EventKind.FORWARD:
-            yield from _forward(stage.facts, event, ready)
+            yield from _forward(stage.facts, event, posted)
         else:
-            yield from _backward(stage.facts, event, ready, reused=after.end_seconds if after else inf)
+            yield from _backward(stage.facts, event, posted, forgotten)
 
 
-def _forward(facts: StageFacts, event: Event, ready: float) -> Iterator[_Change]:
-    """From ``ready`` on the stage waits for its input, which becomes a part of what its first layer keeps."""
-    yield _Change(ready, Held.BOUNDARY, facts.entry_bytes)
+def _forward(facts: StageFacts, event: Event, posted: float) -> Iterator[_Change]:
+    """From ``posted`` on there is room for the input, which becomes a part of what the first layer keeps."""
+    yield _Change(posted, Held.BOUNDARY, facts.entry_bytes)
     if not facts.keeps_entry:
         yield _Change(event.start_seconds, Held.BOUNDARY, -facts.entry_bytes)
     for piece, start, end in _spans(event, facts.work.forward):
@@ -79,9 +80,9 @@ def _forward(facts: StageFacts, event: Event, ready: float) -> Iterator[_Change]
     yield _Change(event.end_seconds, Held.BOUNDARY, facts.exit_bytes)
 
 
-def _backward(facts: StageFacts, event: Event, ready: float, *, reused: float) -> Iterator[_Change]:
-    """The gradient of the input is freed when it is sent, or when the next pass needs its place (``reused``)."""
-    yield _Change(ready, Held.BOUNDARY, facts.exit_bytes)
+def _backward(facts: StageFacts, event: Event, posted: float, forgotten: float) -> Iterator[_Change]:
+    """From ``posted`` on there is room for the gradient; that of the input is kept for sending until ``forgotten``."""
+    yield _Change(posted, Held.BOUNDARY, facts.exit_bytes)
     for piece, start, end in _spans(event, facts.work.backward):
         yield _Change(start, Held.WORKING, piece.working_bytes)
         yield _Change(end, Held.WORKING, -piece.working_bytes)
@@ -91,7 +92,7 @@ def _backward(facts: StageFacts, event: Event, ready: float, *, reused: float) -
     if facts.keeps_entry:
         yield _Change(end, Held.BOUNDARY, -facts.entry_bytes)
     yield _Change(end, Held.BOUNDARY, facts.entry_bytes)
-    yield _Change(min(end + facts.entry_seconds, reused), Held.BOUNDARY, -facts.entry_bytes)
+    yield _Change(forgotten, Held.BOUNDARY, -facts.entry_bytes)
 
 
 def _spans(event: Event, pieces: tuple[Piece, ...]) -> Iterator[tuple[Piece, float, float]]:

@@ -15,15 +15,16 @@ from galvatron_planner.problem import Schedule
 class StageSeconds:
     """One stage, per micro-batch.
 
+    A stage asks for what a pass starts from when its pass before has ended, and waits for it. So a transfer is a part
+    of the pass that it is for, and the schedule knows none.
+
     Attributes:
-        forward_seconds: forward pass, without waiting.
-        backward_seconds: backward pass, without waiting.
-        hop_seconds: one transfer to or from the next stage; 0 on the last stage.
+        forward_seconds: forward pass, with the transfer from the previous stage, without waiting for that stage.
+        backward_seconds: backward pass, with the transfer from the next stage, without waiting for that stage.
     """
 
     forward_seconds: float
     backward_seconds: float
-    hop_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -45,14 +46,13 @@ def in_flight(schedule: Schedule, *, stage_index: int, num_stages: int, num_micr
 def finish_seconds(stages: Sequence[StageSeconds], *, num_micro_batches: int, schedule: Schedule) -> tuple[float, ...]:
     """Tell when each stage ends its last pass, counted from the start of the step.
 
-    A forward pass starts when its stage is free and the previous stage's output has arrived, a backward pass when the
-    next stage's gradient has arrived; transfers delay the receiver only.
+    A forward pass starts when its stage is free and the previous stage has ended its own, a backward pass when the
+    next stage has; either begins with the transfer.
     """
     if len(stages) == 1:
         return (num_micro_batches * stages[0].seconds,)
     forward = [stage.forward_seconds for stage in stages]
     backward = [stage.backward_seconds for stage in stages]
-    hops = [stage.hop_seconds for stage in stages]
     last = len(stages) - 1
     free = [0.0] * len(stages)
     forward_ends = [[0.0] * num_micro_batches for _ in stages]
@@ -60,12 +60,12 @@ def finish_seconds(stages: Sequence[StageSeconds], *, num_micro_batches: int, sc
     for k, is_forward, index in passes_in_order(schedule, num_stages=len(stages), num_micro_batches=num_micro_batches):
         start = free[k]
         if is_forward:
-            if k and (arrival := forward_ends[k - 1][index] + hops[k - 1]) > start:
-                start = arrival
+            if k and (made := forward_ends[k - 1][index]) > start:
+                start = made
             free[k] = forward_ends[k][index] = start + forward[k]
         else:
-            if k < last and (arrival := backward_ends[k + 1][index] + hops[k]) > start:
-                start = arrival
+            if k < last and (made := backward_ends[k + 1][index]) > start:
+                start = made
             free[k] = backward_ends[k][index] = start + backward[k]
     return tuple(free)
 
@@ -76,7 +76,7 @@ def passes_in_order(
 ) -> tuple[tuple[int, bool, int], ...]:
     """List all passes (stage, whether it is a forward pass, micro-batch), each after those that it waits for.
 
-    Passes are sorted by when they start if every pass takes the same time and transfers take none.
+    Passes are sorted by when they start if every pass takes the same time.
     """
     starts: list[tuple[int, int, bool, int]] = []
     for k in range(num_stages):

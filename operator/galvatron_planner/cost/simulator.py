@@ -1,7 +1,8 @@
 """One training step as a discrete-event simulation: the truth that the formulas of ``pipeline.py`` are tested equal to.
 
-Stages know only their own rule, what has arrived, and when they are free; everything else follows from the events in
-the order of time. It shares prices with the cost model, and nothing of its schedules or sums.
+Stages know only their own rule, what their neighbours have made, and when they are free; everything else follows from
+the events in the order of time. A transfer starts when the sender has made what the receiver wants next and the
+receiver is free. It shares prices with the cost model, and nothing of its schedules or sums.
 
 Source of the rules: GPipe (Huang et al. 2019), 1F1B (Narayanan et al. 2021, arXiv 2104.04473, section 2.2).
 """
@@ -25,9 +26,9 @@ class EventKind(StrEnum):
     FORWARD = "forward"
     BACKWARD = "backward"
     ACTIVATION = "activation transfer"
-    """From the stage before; the event belongs to the stage that receives."""
+    """From the stage before; the event belongs to the stage that receives, and waits for it."""
     GRADIENT = "gradient transfer"
-    """From the stage behind; the event belongs to the stage that receives."""
+    """From the stage behind; the event belongs to the stage that receives, and waits for it."""
     REDUCTION = "gradient reduction"
     OPTIMIZER = "optimizer"
     OVERHEAD = "overhead"
@@ -35,7 +36,7 @@ class EventKind(StrEnum):
 
 PASSES = (EventKind.FORWARD, EventKind.BACKWARD)
 ARRIVALS = {EventKind.ACTIVATION: EventKind.FORWARD, EventKind.GRADIENT: EventKind.BACKWARD}
-"""Which pass waits for which transfer."""
+"""Which pass starts from which transfer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Event:
 
     Attributes:
         kind: what it is.
-        stage_index: the stage that is busy with it or receives it.
+        stage_index: the stage that is busy with it.
         start_seconds: since the start of the step.
         end_seconds: since the start of the step.
         micro_batch: its number, absent for what happens once a step.
@@ -150,7 +151,7 @@ class _Stage:
     limit: int
     busy: bool = False
     started: dict[EventKind, int] = field(default_factory=lambda: dict.fromkeys(PASSES, 0))
-    arrived: dict[EventKind, int] = field(default_factory=lambda: dict.fromkeys(PASSES, 0))
+    offered: dict[EventKind, int] = field(default_factory=lambda: dict.fromkeys(PASSES, 0))
     events: list[Event] = field(default_factory=list)
 
     def wanted(self, num_micro_batches: int) -> EventKind:
@@ -173,41 +174,52 @@ class _Pipeline:
 
     def run(self) -> None:
         """Pass all micro-batches forward and backward."""
-        self.stages[0].arrived[EventKind.FORWARD] = self.num_micro_batches
-        self._start_what_can(0, 0.0)
+        self._offer(EventKind.FORWARD, 0, self.num_micro_batches, now=0.0)
         while self._upcoming:
             now, _, event = heapq.heappop(self._upcoming)
-            self._happen(event)
-            self._start_what_can(event.stage_index, now)
+            if event.kind in ARRIVALS:
+                self._compute(ARRIVALS[event.kind], event.stage_index, event.micro_batch, now)
+            else:
+                self._hand_on(event, now)
 
-    def _happen(self, event: Event) -> None:
-        stage = self.stages[event.stage_index]
-        if event.kind in ARRIVALS:
-            stage.arrived[ARRIVALS[event.kind]] += 1
-            return
-        stage.busy = False
-        if event.kind is EventKind.BACKWARD:
-            if event.stage_index > 0:
-                self._send(event, EventKind.GRADIENT, event.stage_index - 1)
-        elif event.stage_index + 1 < len(self.stages):
-            self._send(event, EventKind.ACTIVATION, event.stage_index + 1)
+    def _hand_on(self, made: Event, now: float) -> None:
+        """End a pass: another stage, or the last one itself, may go on from what it made."""
+        stage_index, last = made.stage_index, len(self.stages) - 1
+        self.stages[stage_index].busy = False
+        if made.kind is EventKind.BACKWARD:
+            if stage_index > 0:
+                self._offer(EventKind.BACKWARD, stage_index - 1, 1, now=now)
+        elif stage_index < last:
+            self._offer(EventKind.FORWARD, stage_index + 1, 1, now=now)
         else:
-            stage.arrived[EventKind.BACKWARD] += 1
+            self._offer(EventKind.BACKWARD, last, 1, now=now)
+        self._start_what_can(stage_index, now)
 
-    def _send(self, made: Event, kind: EventKind, to: int) -> None:
-        border = self.stages[min(made.stage_index, to)].facts
-        start = made.end_seconds
-        self._schedule(Event(kind, to, start, start + border.hop_seconds, made.micro_batch, border.exit_bytes))
+    def _offer(self, kind: EventKind, stage_index: int, number: int, *, now: float) -> None:
+        self.stages[stage_index].offered[kind] += number
+        self._start_what_can(stage_index, now)
 
     def _start_what_can(self, stage_index: int, now: float) -> None:
         stage = self.stages[stage_index]
         wanted = stage.wanted(self.num_micro_batches)
         number = stage.started[wanted]
-        if stage.busy or number == stage.arrived[wanted]:
+        if stage.busy or number == stage.offered[wanted]:
             return
         stage.busy = True
         stage.started[wanted] += 1
-        self._schedule(Event(wanted, stage_index, now, now + stage.facts.seconds(wanted), number))
+        facts = stage.facts
+        if wanted is EventKind.FORWARD and stage_index > 0:
+            end = now + facts.entry_seconds
+            self._schedule(Event(EventKind.ACTIVATION, stage_index, now, end, number, facts.entry_bytes))
+        elif wanted is EventKind.BACKWARD and stage_index + 1 < len(self.stages):
+            end = now + facts.hop_seconds
+            self._schedule(Event(EventKind.GRADIENT, stage_index, now, end, number, facts.exit_bytes))
+        else:
+            self._compute(wanted, stage_index, number, now)
+
+    def _compute(self, kind: EventKind, stage_index: int, number: int | None, now: float) -> None:
+        seconds = self.stages[stage_index].facts.seconds(kind)
+        self._schedule(Event(kind, stage_index, now, now + seconds, number))
 
     def _schedule(self, event: Event) -> None:
         self.stages[event.stage_index].events.append(event)

@@ -14,7 +14,7 @@ class Spent(StrEnum):
     TENSOR = "tensor parallel collectives"
     SHARDED = "sharded parameters, not hidden"
     LAYOUT = "changes of layout"
-    HOP = "waiting for transfers between stages"
+    HOP = "transfers between stages"
     BUBBLE = "waiting for other stages"
     REDUCTION = "gradient reduction, not hidden"
     OPTIMIZER = "optimizer"
@@ -47,22 +47,10 @@ def spending(stage: StageTimeline, timeline: Timeline) -> dict[Spent, float]:
     for kind in PASSES:
         for work, share in pass_seconds(stage, kind).items():
             seconds[_USES[work]] += len(stage.of(kind)) * share
-    seconds[Spent.HOP] = _hop_seconds(stage)
+    seconds[Spent.HOP] = sum(event.seconds for event in stage.of(*ARRIVALS))
     seconds[Spent.REDUCTION] = stage.facts.sync_seconds
     seconds[Spent.OPTIMIZER] = stage.facts.optimizer_seconds
     seconds[Spent.OVERHEAD] = sum(event.seconds for event in stage.of(EventKind.OVERHEAD))
     # What is left is waiting: between passes, at the gradient norm, and for the slowest optimizer.
     seconds[Spent.BUBBLE] = max(0.0, timeline.step_seconds - sum(seconds.values()))
     return seconds
-
-
-def _hop_seconds(stage: StageTimeline) -> float:
-    """Add up how long the stage stood still while what it needed next was on its way."""
-    arrivals = {(ARRIVALS[event.kind], event.micro_batch): event for event in stage.of(*ARRIVALS)}
-    free, waited = 0.0, 0.0
-    for event in stage.of(*PASSES):
-        arrival = arrivals.get((event.kind, event.micro_batch))
-        if arrival is not None:
-            waited += max(0.0, event.start_seconds - max(free, arrival.start_seconds))
-        free = event.end_seconds
-    return waited

@@ -1,5 +1,6 @@
 """The whole step under a plan: the one number by which plans are ranked, and the memory that they need."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -50,16 +51,9 @@ def price_step(prices: PriceList, problem: PlanningProblem, stages: StageStrateg
     the gradient norm makes all of them wait for each other in between.
     """
     costs = stage_costs(prices, problem, stages, split)
-    layers = families.layers(problem.model)
-    ends_at = accumulate(len(stage) for stage in stages)
-    moved = [prices.leaving_bytes(layers[end - 1], split.micro_batch_size) for end in ends_at]
-    last = len(costs) - 1
+    hops = [0.0, *_hop_seconds(prices, problem, stages, split), 0.0]
     passes = [
-        StageSeconds(
-            cost.forward_seconds,
-            cost.backward_seconds,
-            prices.hop_seconds(cost.exit_layout, moved[index], stage_index=index) if index < last else 0.0,
-        )
+        StageSeconds(cost.forward_seconds + hops[index], cost.backward_seconds + hops[index + 1])
         for index, cost in enumerate(costs)
     ]
     ends = finish_seconds(passes, num_micro_batches=split.num_micro_batches, schedule=problem.limits.schedule)
@@ -93,6 +87,17 @@ def stage_costs(
         entry = cost.exit_layout
         costs.append(cost)
     return tuple(costs)
+
+
+def _hop_seconds(
+    prices: PriceList, problem: PlanningProblem, stages: StageStrategies, split: BatchSplit
+) -> Iterator[float]:
+    """Price one transfer between each stage and the next, which is the same in both directions."""
+    layers = families.layers(problem.model)
+    ends = accumulate(len(strategies) for strategies in stages[:-1])
+    for index, (end, strategies) in enumerate(zip(ends, stages[:-1], strict=True)):
+        moved = prices.leaving_bytes(layers[end - 1], split.micro_batch_size)
+        yield prices.hop_seconds(strategies[-1].layout, moved, stage_index=index)
 
 
 def stage_position(

@@ -13,7 +13,7 @@ MAX_PASSES = 1_000_000
 """Passes that are followed for one cut before the rest is given up; a step has two a stage and micro-batch."""
 
 Amounts = tuple[float, float, float, float]
-"""Forward and backward seconds of a micro-batch, reduction and optimizer seconds of a step."""
+"""Forward and backward seconds of a micro-batch with their transfers, reduction and optimizer seconds of a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +32,13 @@ class Assembled:
 class Assembly:
     """One cut; it has state because the best step seen decides what is still looked into."""
 
-    def __init__(self, hops: Sequence[float], *, num_micro_batches: int, schedule: Schedule) -> None:
-        self._hops = hops
+    def __init__(self, *, num_stages: int, num_micro_batches: int, schedule: Schedule) -> None:
         self._num_micro_batches = num_micro_batches
         self._schedule = schedule
         self._best: tuple[Tradeoff, ...] | None = None
         self._limit = float("inf")
         self._num_steps = 0
-        self._max_steps = max(len(hops) + 1, MAX_PASSES // (2 * len(hops) * num_micro_batches))
+        self._max_steps = max(num_stages + 1, MAX_PASSES // (2 * num_stages * num_micro_batches))
 
     def fastest(self, options: Sequence[Sequence[Tradeoff]], limit: float) -> Assembled:
         """Combine one choice a stage so that the step, without overhead, is below the limit and as short as can be."""
@@ -56,7 +55,7 @@ class Assembly:
 
     def step_seconds(self, amounts: Sequence[Amounts]) -> float:
         """Price a step, without overhead."""
-        passes = [StageSeconds(one[0], one[1], hop) for one, hop in zip(amounts, self._hops, strict=True)]
+        passes = [StageSeconds(one[0], one[1]) for one in amounts]
         ends = finish_seconds(passes, num_micro_batches=self._num_micro_batches, schedule=self._schedule)
         reduced = max(end + one[2] for end, one in zip(ends, amounts, strict=True))
         return reduced + max(one[3] for one in amounts)

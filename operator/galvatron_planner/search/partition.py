@@ -249,7 +249,7 @@ class PartitionSearch:
         """Find the fastest plan of a skeleton, if one is faster than the cutoff, and tell whether that is proven."""
         bound = self._skeletons.bound_of(skeleton) + self._overhead
         own = [self._optima(k, one, Place.solve) for k, one in enumerate(skeleton.stages)]
-        best = self._assembled(skeleton, own, cutoff_seconds)[0]
+        best = self._assembled(own, cutoff_seconds)[0]
         if best is not None:
             cutoff_seconds = best.estimate.step_seconds
         if not all(own) or bound >= cutoff_seconds * (1 - PROVEN):
@@ -258,7 +258,7 @@ class PartitionSearch:
         known = [one for one in every if one is not None]
         if len(known) < len(every):
             return best, False
-        found, is_proven = self._assembled(skeleton, known, cutoff_seconds)
+        found, is_proven = self._assembled(known, cutoff_seconds)
         return found or best, is_proven
 
     def _glanced(self, skeleton: Skeleton, cutoff_seconds: float) -> Candidate | None:
@@ -267,20 +267,21 @@ class PartitionSearch:
         if not all(options):
             return None
         complete = dict.fromkeys(tuple(some[min(i, len(some) - 1)] for some in options) for i in range(len(Metric)))
-        found = self._assembly(skeleton).fastest_of(list(complete), cutoff_seconds - self._overhead)
+        found = self._assembly().fastest_of(list(complete), cutoff_seconds - self._overhead)
         return self._candidate(found.choices, cutoff_seconds)
 
-    def _assembled(
-        self, skeleton: Skeleton, options: list[list[Tradeoff]], cutoff_seconds: float
-    ) -> tuple[Candidate | None, bool]:
+    def _assembled(self, options: list[list[Tradeoff]], cutoff_seconds: float) -> tuple[Candidate | None, bool]:
         if not all(options):
             return None, True
-        found = self._assembly(skeleton).fastest(options, cutoff_seconds - self._overhead)
+        found = self._assembly().fastest(options, cutoff_seconds - self._overhead)
         return self._candidate(found.choices, cutoff_seconds), found.is_proven
 
-    def _assembly(self, skeleton: Skeleton) -> Assembly:
-        hops = [float(p.hop[stage, out]) for p, (stage, _, out) in zip(self._places, skeleton.stages, strict=True)]
-        return Assembly(hops, num_micro_batches=self._split.num_micro_batches, schedule=self._problem.limits.schedule)
+    def _assembly(self) -> Assembly:
+        return Assembly(
+            num_stages=self._num_stages,
+            num_micro_batches=self._split.num_micro_batches,
+            schedule=self._problem.limits.schedule,
+        )
 
     def _candidate(self, choices: tuple[Tradeoff, ...] | None, cutoff_seconds: float) -> Candidate | None:
         if choices is None:
@@ -308,7 +309,8 @@ class PartitionSearch:
             feeds_next=not place.position.is_last,
         )
         cost = self._prices.stage(self._layers[place.start[stage] : place.end[stage]], strategies, position)
-        return cost.forward_seconds, cost.backward_seconds, cost.sync_seconds, cost.optimizer_seconds
+        there, back = place.transfer_seconds(*one)
+        return cost.forward_seconds + there, cost.backward_seconds + back, cost.sync_seconds, cost.optimizer_seconds
 
     def _every_tradeoff(self, skeleton: Skeleton, k: int, cutoff_seconds: float) -> list[Tradeoff] | None:
         place, (stage, entry, leaving) = self._places[k], skeleton.stages[k]
@@ -319,8 +321,20 @@ class PartitionSearch:
             return known[1]
         # A little more room than needed: the next skeleton asks for nearly the same.
         limits = {metric: limit * (1 + LEEWAY) for metric, limit in limits.items()}
-        ceilings = [Ceiling(place.graph(metric, entry), limit) for metric, limit in limits.items()]
+        ceilings = [
+            Ceiling(place.graph(metric, entry), limit - place.receiving_seconds(metric, *skeleton.stages[k]))
+            for metric, limit in limits.items()
+        ]
         leaves = ceilings[0].graph.leaves_in(None if place.position.is_last else self._options.exits[leaving])
         kinds = self._options.kinds[place.start[stage] : place.end[stage]]
-        self._tradeoffs[key] = limits, tradeoffs(ceilings, kinds, leaves)
-        return self._tradeoffs[key][1]
+        inside = tradeoffs(ceilings, kinds, leaves)
+        transfers = place.transfer_seconds(*skeleton.stages[k])
+        found = None if inside is None else [_with_transfers(one, transfers) for one in inside]
+        self._tradeoffs[key] = limits, found
+        return found
+
+
+def _with_transfers(inside: Tradeoff, transfers: tuple[float, float]) -> Tradeoff:
+    """Add the transfers with which the passes of a stage begin."""
+    (forward, backward, sync, optimizer), (there, back) = inside.amounts, transfers
+    return Tradeoff(inside.strategies, (forward + there, backward + back, sync, optimizer))

@@ -3,7 +3,6 @@
 Legend: Q possible stages (first and last layer), E layouts in which a stage can be entered, X exits.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -12,7 +11,7 @@ import numpy as np
 from galvatron_planner.search.bound import BoundTable
 from galvatron_planner.search.contents import Contents
 from galvatron_planner.search.graph import StageGraph, StageTask
-from galvatron_planner.search.options import Flags, Floats, Integers, PipelineOptions
+from galvatron_planner.search.options import BACKWARD, FORWARD, Flags, Floats, Integers, PipelineOptions
 from galvatron_planner.search.stage import StageChoice, StageSearch
 from galvatron_planner.strategy import Layout
 
@@ -75,8 +74,7 @@ class Place:
         start: first layer of each stage, rising, (Q,).
         end: one past its last layer, (Q,).
         content: what it holds, (Q,).
-        hop: seconds of one transfer to the next stage, (Q, X).
-        seconds: per metric, (E, X) of each stage: (3, Q, E, X); bounds, or exact where ``exact`` says so.
+        seconds: per metric, transfers included, (3, Q, E, X); bounds, or exact where ``exact`` says so.
         exact: (3, Q, E, X).
         offsets: where the stages of each distinct first layer begin, for reductions over them.
     """
@@ -100,10 +98,12 @@ class Place:
         self._graphs: dict[tuple[Weights, int], StageGraph] = {}
         self._searches: dict[tuple[Weights, int], StageSearch] = {}
         num_exits = 1 if position.is_last else len(options.exits)
-        self.hop: Floats = self._hops() if not position.is_last else np.zeros((len(self.start), 1))
-        shape = (3, len(self.start), self.num_entries, num_exits)
-        self.seconds: Floats = np.full(shape, np.inf)
-        self.exact: Flags = np.zeros(shape, dtype=bool)
+        shape = (len(self.start), self.num_entries, num_exits)
+        none = np.zeros((len(self.start), 1))
+        self._arriving: Floats = none if position.is_first else self._hops(position.stage_index - 1, self.start)
+        self._returning: Floats = none if position.is_last else self._hops(position.stage_index, self.end)
+        self.seconds: Floats = np.full((3, *shape), np.inf)
+        self.exact: Flags = np.zeros((3, *shape), dtype=bool)
 
     @property
     def num_entries(self) -> int:
@@ -116,12 +116,15 @@ class Place:
         """Find the best strategies of one stage, and sharpen every equal stage's bound to their value.
 
         Returns:
-            the strategies, or None when the stage is not faster than the cutoff.
+            the strategies, with their seconds but for transfers, or None when the stage is not faster than the cutoff.
         """
         content, leaving = int(self.content[stage]), self._leaving(exit_index)
-        choice = self._search(metric, entry).best(self._contents.kinds_of(content), leaving, cutoff_seconds)
+        receiving = self.receiving_seconds(metric, stage, entry, exit_index)
+        kinds = self._contents.kinds_of(content)
+        choice = self._search(metric, entry).best(kinds, leaving, cutoff_seconds - receiving)
+        seconds = cutoff_seconds if choice is None else choice.seconds + receiving
         equal = np.flatnonzero(self.content == content)
-        self.seconds[metric, equal, entry, exit_index] = cutoff_seconds if choice is None else choice.seconds
+        self.seconds[metric, equal, entry, exit_index] = seconds
         self.exact[metric, equal, entry, exit_index] = choice is not None
         return choice
 
@@ -129,6 +132,15 @@ class Place:
         """Find good strategies of one stage, quickly."""
         kinds = self._contents.kinds_of(int(self.content[stage]))
         return self._search(metric, entry).glance(kinds, self._leaving(exit_index))
+
+    def transfer_seconds(self, stage: int, entry: int, exit_index: int) -> tuple[float, float]:
+        """Give the transfers with which the forward and the backward pass of a stage begin."""
+        return float(self._arriving[stage, entry]), float(self._returning[stage, exit_index])
+
+    def receiving_seconds(self, metric: Metric, stage: int, entry: int, exit_index: int) -> float:
+        """Give what transfers add to a metric of a stage, which no choice inside it can change."""
+        weights, (there, back) = self.position.weights(metric), self.transfer_seconds(stage, entry, exit_index)
+        return weights[FORWARD] * there + weights[BACKWARD] * back
 
     def _leaving(self, exit_index: int) -> Layout | None:
         return None if self.position.is_last else self._options.exits[exit_index]
@@ -156,12 +168,11 @@ class Place:
             self._searches[weights, entry] = StageSearch(self.graph(metric, entry))
         return self._searches[weights, entry]
 
-    def _hops(self) -> Floats:
-        index = self.position.stage_index
-        kinds = set(self._options.kinds)
-        by_kind: Mapping[int, Floats] = {k: self._options.hop_seconds(k, stage_index=index) for k in kinds}
-        rows = [by_kind[self._contents.distinct[content].pair[1]] for content in self.content]
-        return np.array(rows).reshape(len(rows), len(self._options.exits))
+    def _hops(self, stage_index: int, ahead: Integers) -> Floats:
+        """Price transfers between a stage and the next, which begins with the layers ``ahead``, (Q, layouts)."""
+        kinds = range(len(self._options.layers))
+        by_kind = np.array([self._options.hop_seconds(kind, stage_index=stage_index) for kind in kinds])
+        return np.asarray(by_kind[np.array(self._options.kinds)[ahead - 1]])
 
     def bound(self) -> "Place":
         """Bound all stages."""
@@ -170,7 +181,9 @@ class Place:
         graphs = [[self._graph(weights, entry) for entry in range(self.num_entries)] for weights in weightings]
         bounds = BoundTable(graphs, self._contents).seconds(distinct)
         for metric in Metric:
-            self.seconds[metric] = bounds[weightings.index(self.position.weights(metric))][index]
+            weights = self.position.weights(metric)
+            receiving = weights[FORWARD] * self._arriving[:, :, None] + weights[BACKWARD] * self._returning[:, None, :]
+            self.seconds[metric] = bounds[weightings.index(weights)][index] + receiving
         return self
 
     def peaks(self) -> Floats:

@@ -39,7 +39,7 @@ def schedule_seconds(work: Floats, onward: Floats, *, num_micro_batches: int, ah
 
     Args:
         work: all micro-batches and the optimizer on this stage.
-        onward: the way of one micro-batch through all later stages and back, transfers included.
+        onward: the way of one micro-batch through all later stages and back.
         num_micro_batches: of the step.
         ahead: micro-batches that the stage has in flight at most, in 1F1B.
         schedule: the order of passes.
@@ -91,17 +91,13 @@ class Skeletons:
         shape = (self._num_layers + 1, 1)
         onward = [np.zeros(shape)]
         for place in reversed(self._places):
-            way = place.seconds[Metric.TRAVERSAL] + self._beyond(place, onward[-1])[:, None, :]
+            way = place.seconds[Metric.TRAVERSAL] + onward[-1][place.end][:, None, :]
             least = np.full((shape[0], place.num_entries), INFINITE)
             if len(place.start):
                 starts = place.start[place.offsets]
                 least[starts] = np.minimum.reduceat(way.min(axis=2), place.offsets, axis=0)
             onward.append(least)
         return onward[::-1]
-
-    def _beyond(self, place: Place, onward: Floats) -> Floats:
-        """Give the least way from the exit of each stage on, and back to it, (Q, X)."""
-        return np.asarray(2 * place.hop + onward[place.end])
 
     def _slack(self, limit: float) -> list[Floats]:
         """Tell per place how late each stage may begin so that all that follows ends within the limit, (Q, E, X)."""
@@ -112,7 +108,7 @@ class Skeletons:
             place = self._places[k]
             passing = self._passing(k, onward[k + 1])
             with np.errstate(invalid="ignore"):  # infinity minus infinity: a stage that does not fit
-                follows = latest[place.end][:, None, :] - place.seconds[Metric.TRAVERSAL] - 2 * place.hop[:, None, :]
+                follows = latest[place.end][:, None, :] - place.seconds[Metric.TRAVERSAL]
                 begin = np.minimum(limit - passing, follows)
             late = self._least_forward[place.start][:, None, None] + place.seconds[Metric.FINISH] > limit
             begin = np.where(late | np.isnan(begin), -INFINITE, begin)
@@ -125,7 +121,7 @@ class Skeletons:
     def _passing(self, k: int, onward: Floats) -> Floats:
         """Bound the time from where a stage begins to where it ends, (Q, E, X)."""
         place = self._places[k]
-        return self._passed(k, place.seconds[Metric.WORK], self._beyond(place, onward)[:, None, :])
+        return self._passed(k, place.seconds[Metric.WORK], onward[place.end][:, None, :])
 
     def _below(self, limit: float, solved: set[Skeleton]) -> Iterator[Skeleton]:
         """Give the skeletons whose bound is below the limit, depth first, the ones with most slack first."""
@@ -145,9 +141,9 @@ class Skeletons:
         rows, exits = np.nonzero(among >= begun)
         for index in np.argsort(-among[rows, exits], kind="stable"):
             stage, leaving = int(first + rows[index]), int(exits[index])
-            way = place.seconds[Metric.TRAVERSAL, stage, entry, leaving] + 2 * place.hop[stage, leaving]
-            grown = (*before, (stage, entry, leaving))
-            yield from self._extended(slack, grown, start=int(place.end[stage]), begun=begun + float(way))
+            one = (stage, entry, leaving)
+            way = float(place.seconds[Metric.TRAVERSAL][one])
+            yield from self._extended(slack, (*before, one), start=int(place.end[stage]), begun=begun + way)
 
     def bound_of(self, skeleton: Skeleton) -> float:
         """Give the limit at which a skeleton drops out."""
@@ -155,13 +151,10 @@ class Skeletons:
         begun = bound = 0.0
         for k, one in enumerate(skeleton.stages):
             place, (stage, _, leaving) = self._places[k], one
-            hops = 2 * place.hop[stage, leaving]
-            passing = float(
-                self._passed(k, place.seconds[Metric.WORK][one], hops + onward[k + 1][place.end[stage], leaving])
-            )
+            passing = float(self._passed(k, place.seconds[Metric.WORK][one], onward[k + 1][place.end[stage], leaving]))
             finish = float(self._least_forward[place.start[stage]] + place.seconds[Metric.FINISH][one])
             bound = max(bound, begun + passing, finish)
-            begun += float(place.seconds[Metric.TRAVERSAL][one] + hops)
+            begun += float(place.seconds[Metric.TRAVERSAL][one])
         return bound
 
     def ceilings(self, skeleton: Skeleton, k: int, limit: float) -> dict[Metric, float]:
@@ -188,10 +181,8 @@ class Skeletons:
     def _ways(self, skeleton: Skeleton) -> tuple[list[Floats], Floats, list[float]]:
         """Give per stage its seconds by metric, when it begins, and the way through all later stages and back."""
         own = [place.seconds[:, *one] for place, one in zip(self._places, skeleton.stages, strict=True)]
-        hops = [2 * float(p.hop[stage, out]) for p, (stage, _, out) in zip(self._places, skeleton.stages, strict=True)]
-        ways = [float(one[Metric.TRAVERSAL]) + hop for one, hop in zip(own, hops, strict=True)]
-        begun = np.concatenate([[0.0], np.cumsum(ways)])
-        onward = [float(begun[-1] - begun[k + 1]) + hops[k] for k in range(len(own))]
+        begun = np.concatenate([[0.0], np.cumsum([one[Metric.TRAVERSAL] for one in own])])
+        onward = [float(begun[-1] - begun[k + 1]) for k in range(len(own))]
         return own, begun, onward
 
     def _passed(self, k: int, work: Floats, onward: Floats | float) -> Floats:
