@@ -40,7 +40,13 @@ def test_a_job_that_cannot_fit_says_what_would(kubectl: Kubectl, example: Manife
     refused = wait_until("the plan is refused", 180, lambda: refusal_of(kubectl, name))
     assert refused["reason"] == "NoFeasiblePlan"
     assert re.search(r"the smallest needs .* use devices with \d+Mi of memory", refused["message"])
-    assert not any(child.startswith(("Pod/", "StatefulSet/")) for child in children(kubectl, name))
+    # The pods that measured end within their grace period; nothing takes their place.
+    wait_until("no pod is left", 90, lambda: not has_pods(kubectl, name))
+
+
+def has_pods(kubectl: Kubectl, name: str) -> bool:
+    """Whether pods of the job, or what would make new ones, exist."""
+    return any(child.startswith(("Pod/", "StatefulSet/")) for child in children(kubectl, name))
 
 
 def refusal_of(kubectl: Kubectl, name: str) -> Manifest | None:
