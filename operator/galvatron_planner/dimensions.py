@@ -4,12 +4,13 @@ The cost model prices what is listed here and knows no dimension by name; the ru
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import assert_never
 
 from galvatron_planner.cluster import DeviceKind, Group
 from galvatron_planner.model import Block, Embedding, Head, LayerSpec, Merge, Patches, Precision
 from galvatron_planner.profiles import Collective
-from galvatron_planner.strategy import Dimension, LayerStrategy
+from galvatron_planner.strategy import Axis, Dimension, LayerStrategy
 from galvatron_planner.workload import Parameter, boundary_bytes, memory_bytes, parameters
 
 
@@ -75,7 +76,15 @@ def communication(
         local_samples: samples of one micro-batch on one device.
         precision: number format of the computation.
     """
-    total = LayerCommunication()
+    # Checkpointing changes what is repeated, not what is said; so both variants share the list.
+    return _communication(layer, strategy.axes, local_samples, precision)
+
+
+@lru_cache(maxsize=1 << 14)
+def _communication(
+    layer: LayerSpec, axes: tuple[Axis, ...], local_samples: int, precision: Precision
+) -> LayerCommunication:
+    strategy, total = LayerStrategy(axes), LayerCommunication()
     stride = 1
     for axis in strategy.axes:
         group = Group(size=axis.degree, stride=stride)
@@ -112,8 +121,12 @@ def prefetches(dimension: Dimension, device_kind: DeviceKind) -> bool:
 
 def held_elements(layer: LayerSpec, strategy: LayerStrategy) -> int:
     """Count the parameter elements whose state the fullest device keeps: split by ``tp``, then sharded by ``fsdp``."""
-    shards = strategy.degree(Dimension.SHARDED_DATA)
-    return sum(_shard_elements(p, strategy.tensor_degree, shards) for p in parameters(layer))
+    return _held_elements(layer, strategy.tensor_degree, strategy.degree(Dimension.SHARDED_DATA))
+
+
+@lru_cache(maxsize=1 << 12)
+def _held_elements(layer: LayerSpec, tensor_degree: int, shards: int) -> int:
+    return sum(_shard_elements(parameter, tensor_degree, shards) for parameter in parameters(layer))
 
 
 def gathered_elements(layer: LayerSpec, strategy: LayerStrategy) -> int:

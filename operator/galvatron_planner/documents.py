@@ -6,7 +6,9 @@ in the ``schema`` key is only ever *added*: readers of version 2 keep a converte
 """
 
 import hashlib
-from typing import NewType, Self
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, NewType, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -20,6 +22,27 @@ class Value(BaseModel):
     """A frozen, strict part of a document; a value that exists is valid."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy without what was worked out for the original."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
+
+    def __getstate__(self) -> dict[Any, Any]:
+        # Hashes of strings differ from process to process.
+        state = super().__getstate__()
+        fields = type(self).model_fields
+        return state | {"__dict__": {name: value for name, value in state["__dict__"].items() if name in fields}}
+
+    @cached_property
+    def _hash(self) -> int:
+        # The search looks prices up by layer some hundred thousand times.
+        return hash(tuple(getattr(self, name) for name in type(self).model_fields))
 
 
 class Document(Value):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import assert_never
 
 from galvatron_planner.model import (
@@ -90,6 +91,7 @@ TRAINABLE_FAMILIES = tuple(family for family, rules in FAMILIES.items() if rules
 """What the runtime trains."""
 
 
+@lru_cache(maxsize=64)
 def layers(model: ModelSpec) -> tuple[LayerSpec, ...]:
     """Write a model as its layers in the order of the forward pass, the loss last."""
     match model.family:

@@ -35,7 +35,9 @@ class Precision(StrEnum):
     @property
     def activation_bytes(self) -> int:
         """Bytes of one number of an activation."""
-        return {Precision.FP64: 8, Precision.FP32: 4, Precision.BF16: 2}[self]
+        if self is Precision.BF16:
+            return 2
+        return 4 if self is Precision.FP32 else 8
 
     @property
     def parameter_bytes(self) -> int:

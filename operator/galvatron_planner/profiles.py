@@ -4,11 +4,11 @@ A profile is made by the runtime on the very devices of the job (all of them com
 training), or taken from a cache under the digest of its request.
 """
 
-from collections.abc import Mapping
 from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal, Self, assert_never
+from math import ceil
+from typing import Literal, Self, assert_never
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
@@ -112,6 +112,27 @@ class LayerProfile(Value):
     tensor_degree: PositiveInt
     samples: tuple[LayerSample, ...] = Field(min_length=1)
 
+    def at(self, micro_batch_size: int) -> LayerSample:
+        """Read off any local micro-batch size: linear between samples, bytes rounded up."""
+        forward, backward, activations, transient = (interpolate(micro_batch_size, curve) for curve in self._curves)
+        return LayerSample.model_construct(
+            micro_batch_size=micro_batch_size,
+            forward_seconds=forward,
+            backward_seconds=backward,
+            activation_bytes=ceil(activations),
+            transient_bytes=ceil(transient),
+        )
+
+    @cached_property
+    def _curves(self) -> "tuple[Curve, Curve, Curve, Curve]":
+        sizes = [float(one.micro_batch_size) for one in self.samples]
+        return (
+            tuple(zip(sizes, (one.forward_seconds for one in self.samples), strict=True)),
+            tuple(zip(sizes, (one.backward_seconds for one in self.samples), strict=True)),
+            tuple(zip(sizes, (float(one.activation_bytes) for one in self.samples), strict=True)),
+            tuple(zip(sizes, (float(one.transient_bytes) for one in self.samples), strict=True)),
+        )
+
 
 class LinkSample(Value):
     """One collective at one payload, in seconds from the first device that enters to the last that leaves."""
@@ -129,7 +150,11 @@ class LinkProfile(Value):
 
     def seconds(self, payload_bytes: float) -> float:
         """Duration for any payload: linear between samples, the last slope beyond them."""
-        return interpolate(payload_bytes, tuple((float(s.payload_bytes), s.seconds) for s in self.samples))
+        return interpolate(payload_bytes, self._curve)
+
+    @cached_property
+    def _curve(self) -> "Curve":
+        return tuple((float(one.payload_bytes), one.seconds) for one in self.samples)
 
 
 class Profile(Document):
@@ -198,7 +223,7 @@ class Profile(Document):
         Raises:
             MissingMeasurement: when the profile was made for another cluster.
         """
-        found = self._links_by_group.get((collective, group))
+        found = self._links_by_group.get((collective.value, group.size, group.stride))
         if found is not None:
             return found
         raise MissingMeasurement(
@@ -206,28 +231,25 @@ class Profile(Document):
             remedy="profile again on this cluster",
         )
 
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Copy without what was looked up in the original."""
-        copied = super().model_copy(update=update, deep=deep)
-        for name in ("_layers_by_shape", "_links_by_group"):
-            copied.__dict__.pop(name, None)
-        return copied
-
     @cached_property
     def _layers_by_shape(self) -> dict[tuple[LayerSpec, int], LayerProfile]:
         return {(one.layer, one.tensor_degree): one for one in reversed(self.layers)}
 
     @cached_property
-    def _links_by_group(self) -> dict[tuple[Collective, Group], LinkProfile]:
-        return {(one.collective, one.group): one for one in reversed(self.links)}
+    def _links_by_group(self) -> dict[tuple[str, int, int], LinkProfile]:
+        return {(one.collective.value, one.group.size, one.group.stride): one for one in reversed(self.links)}
 
 
-def interpolate(x: float, points: tuple[tuple[float, float], ...]) -> float:
+Curve = tuple[tuple[float, float], ...]
+"""Points (x, y) with rising x, at least one."""
+
+
+def interpolate(x: float, points: Curve) -> float:
     """Read a piecewise linear curve at ``x``.
 
     Args:
         x: where to read it.
-        points: (x, y) with rising x, at least one.
+        points: of the curve.
 
     Returns:
         y; below the first point the first y times x over the first x or the first segment's line, whichever is
@@ -235,8 +257,10 @@ def interpolate(x: float, points: tuple[tuple[float, float], ...]) -> float:
     """
     if len(points) == 1:
         return points[0][1] * x / points[0][0]
-    segments = list(pairwise(points))
-    (x0, y0), (x1, y1) = next((s for s in segments if x <= s[1][0]), segments[-1])
+    end = 1
+    while end < len(points) - 1 and x > points[end][0]:
+        end += 1
+    (x0, y0), (x1, y1) = points[end - 1], points[end]
     slope = (y1 - y0) / (x1 - x0)
     if x > points[-1][0]:
         # Noise can make the last segment fall; cost never does.

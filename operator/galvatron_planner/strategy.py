@@ -8,7 +8,7 @@ factorisations", and ``tp2-fsdp4-ckpt`` says all there is to say about a layer.
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cached_property
 from math import prod
 from typing import Annotated, Self, assert_never
 
@@ -48,9 +48,11 @@ class Axis:
             raise ValueError(f"axis {self.dimension}{self.degree}: a degree is at least 2")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LayerStrategy:
     """Ordered axes of one layer, innermost first, and whether its activations are recomputed.
+
+    Without slots: the search asks some hundred thousand times for what is worked out once here.
 
     Attributes:
         axes: distinct dimensions with their degrees; empty on a single device.
@@ -81,6 +83,17 @@ class LayerStrategy:
         names = parts[:-1] if checkpoint else parts
         return cls(() if names == ["single"] else tuple(_parse_axis(n, text) for n in names), checkpoint)
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple[type["LayerStrategy"], tuple[tuple[Axis, ...], bool]]:
+        # Hashes of strings differ from process to process.
+        return LayerStrategy, (self.axes, self.checkpoint)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.axes, self.checkpoint))
+
     @property
     def num_devices(self) -> int:
         """Devices that the layer is spread over."""
@@ -88,14 +101,17 @@ class LayerStrategy:
 
     def degree(self, dimension: Dimension) -> int:
         """Ways the layer is split along ``dimension``; 1 when it is not."""
-        return next((axis.degree for axis in self.axes if axis.dimension is dimension), 1)
+        for axis in self.axes:
+            if axis.dimension is dimension:
+                return axis.degree
+        return 1
 
-    @property
+    @cached_property
     def data_degree(self) -> int:
         """Ways the micro-batch is split."""
         return prod(axis.degree for axis in self.axes if splits_the_batch(axis.dimension))
 
-    @property
+    @cached_property
     def tensor_degree(self) -> int:
         """Ways the layer's tensors are split."""
         return self.degree(Dimension.TENSOR)
@@ -109,10 +125,15 @@ class LayerStrategy:
             stride *= axis.degree
         return None
 
-    @property
+    @cached_property
     def layout(self) -> "Layout":
         """How the rows of the micro-batch lie on the stage's devices."""
-        return _layout(self)
+        tensor = self.group(Dimension.TENSOR)
+        if tensor is None:
+            return Layout(data_degree=self.data_degree, tensor_degree=1, tensor_stride=1)
+        # Where the batch is not split at all, the order of the axes makes no difference to the rows.
+        stride = tensor.stride if self.data_degree > 1 else 1
+        return Layout(data_degree=self.data_degree, tensor_degree=tensor.size, tensor_stride=stride)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -128,6 +149,11 @@ class Layout:
     data_degree: int
     tensor_degree: int
     tensor_stride: int
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of the stage."""
+        return self.data_degree * self.tensor_degree
 
     def data_index(self, stage_rank: int) -> int:
         """Tell which slice the device holds."""
@@ -163,14 +189,3 @@ StrategyText = Annotated[
     WithJsonSchema({"type": "string"}),
 ]
 """A :class:`LayerStrategy` that documents hold in its text form."""
-
-
-@cache
-def _layout(strategy: LayerStrategy) -> Layout:
-    # The search asks for it again and again.
-    tensor = strategy.group(Dimension.TENSOR)
-    if tensor is None:
-        return Layout(data_degree=strategy.data_degree, tensor_degree=1, tensor_stride=1)
-    # Where the batch is not split at all, the order of the axes makes no difference to the rows.
-    stride = tensor.stride if strategy.data_degree > 1 else 1
-    return Layout(data_degree=strategy.data_degree, tensor_degree=tensor.size, tensor_stride=stride)

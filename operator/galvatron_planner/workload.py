@@ -5,6 +5,7 @@ bytes with it, and the runtime builds, initialises, splits and saves parameters 
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from math import prod
 from typing import assert_never
@@ -55,6 +56,7 @@ class Parameter:
         return self.num_elements // rows * -(-rows // tensor_degree)
 
 
+@lru_cache(maxsize=1024)
 def parameters(layer: LayerSpec) -> tuple[Parameter, ...]:
     """List the parameter tensors of a layer in the order in which its module registers them."""
     match layer:

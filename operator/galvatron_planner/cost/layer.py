@@ -7,7 +7,6 @@ precision of storage; computing in half precision adds a half-precision copy, wh
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import ceil
 
 from galvatron_planner.cluster import DeviceKind
 from galvatron_planner.dimensions import (
@@ -19,7 +18,7 @@ from galvatron_planner.dimensions import (
     prefetches,
 )
 from galvatron_planner.model import LayerSpec, Precision
-from galvatron_planner.profiles import LayerProfile, Profile, interpolate
+from galvatron_planner.profiles import Profile
 from galvatron_planner.strategy import Dimension, LayerStrategy
 from galvatron_planner.workload import input_bytes
 
@@ -71,16 +70,6 @@ class LayerCost:
         return num_micro_batches * per_micro_batch + self.sync_seconds + self.optimizer_seconds
 
 
-@dataclass(frozen=True, slots=True)
-class _Passes:
-    """Measured passes of one micro-batch's share on one device, without communication."""
-
-    forward_seconds: float
-    backward_seconds: float
-    activation_bytes: int
-    transient_bytes: int
-
-
 def price(layer: LayerSpec, strategy: LayerStrategy, *, micro_batch_size: int, conditions: Conditions) -> LayerCost:
     """Price a layer.
 
@@ -94,7 +83,7 @@ def price(layer: LayerSpec, strategy: LayerStrategy, *, micro_batch_size: int, c
         MissingMeasurement: when the profile was made for another model or cluster.
     """
     local_samples = micro_batch_size // strategy.data_degree
-    passes = _passes(conditions.profile.layer(layer, strategy.tensor_degree), local_samples)
+    passes = conditions.profile.layer(layer, strategy.tensor_degree).at(local_samples)
     spoken = communication(layer, strategy, local_samples=local_samples, precision=conditions.precision)
     recomputed = passes.forward_seconds if strategy.checkpoint else 0.0
     backward = recomputed + passes.backward_seconds
@@ -132,20 +121,6 @@ def overlapped_seconds(
     if slow_computation <= slow_communication:
         return slow_computation + (collective - slow_computation / communication_slowdown)
     return slow_communication + (computation - slow_communication / computation_slowdown)
-
-
-def _passes(measured: LayerProfile, local_samples: int) -> _Passes:
-    samples = [(float(s.micro_batch_size), s) for s in measured.samples]
-
-    def curve(points: Iterable[tuple[float, float]]) -> float:
-        return interpolate(local_samples, tuple(points))
-
-    return _Passes(
-        forward_seconds=curve((x, s.forward_seconds) for x, s in samples),
-        backward_seconds=curve((x, s.backward_seconds) for x, s in samples),
-        activation_bytes=ceil(curve((x, float(s.activation_bytes)) for x, s in samples)),
-        transient_bytes=ceil(curve((x, float(s.transient_bytes)) for x, s in samples)),
-    )
 
 
 def _seconds(collectives: Iterable[Communication], conditions: Conditions) -> float:

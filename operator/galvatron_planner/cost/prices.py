@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from galvatron_planner.cluster import stage_pairs
+from galvatron_planner.cluster import Group, stage_pairs
 from galvatron_planner.cost import layer as layers
 from galvatron_planner.cost import transition
 from galvatron_planner.cost.layer import Conditions, LayerCost
-from galvatron_planner.cost.transition import TransitionCost
+from galvatron_planner.cost.transition import TransitionCost, TransitionTable
 from galvatron_planner.model import LayerSpec
 from galvatron_planner.problem import PlanningProblem
 from galvatron_planner.profiles import Collective
@@ -58,6 +58,8 @@ class PriceList:
     def __init__(self, conditions: Conditions) -> None:
         self.conditions = conditions
         self._layers: dict[tuple[LayerSpec, LayerStrategy, int], LayerCost] = {}
+        self._tables: dict[tuple[tuple[Layout, ...], int], TransitionTable] = {}
+        self._pairs: dict[tuple[int, int], Group] = {}
         self._transitions: dict[tuple[Layout, Layout, int], TransitionCost] = {}
 
     @classmethod
@@ -84,15 +86,29 @@ class PriceList:
             )
         return self._transitions[key]
 
+    def transitions(self, layouts: tuple[Layout, ...], micro_batch_bytes: int) -> TransitionTable:
+        """Price all changes between the layouts of a stage."""
+        key = layouts, micro_batch_bytes
+        if key not in self._tables:
+            self._tables[key] = transition.price_all(
+                layouts, micro_batch_bytes=micro_batch_bytes, profile=self.conditions.profile
+            )
+        return self._tables[key]
+
     def hop_seconds(self, exit_layout: Layout, micro_batch_bytes: int, *, stage_index: int) -> float:
         """Price one transfer between a stage and the next, in the layout of the former: each rank with its partner."""
-        pairs = stage_pairs(
-            stage_index,
-            devices_per_stage=exit_layout.data_degree * exit_layout.tensor_degree,
-            devices_per_node=self.conditions.devices_per_node,
-        )
+        pairs = self.stage_pairs(exit_layout.num_devices, stage_index)
         link = self.conditions.profile.link(Collective.POINT_TO_POINT, pairs)
         return link.seconds(micro_batch_bytes // exit_layout.data_degree)
+
+    def stage_pairs(self, num_devices: int, stage_index: int) -> Group:
+        """Give the pairs over which a stage of so many devices and the next one transfer."""
+        key = num_devices, stage_index
+        if key not in self._pairs:
+            self._pairs[key] = stage_pairs(
+                stage_index, devices_per_stage=num_devices, devices_per_node=self.conditions.devices_per_node
+            )
+        return self._pairs[key]
 
     def arriving_bytes(self, layer: LayerSpec, micro_batch_size: int) -> int:
         """Bytes of everything that a whole micro-batch brings into a layer."""

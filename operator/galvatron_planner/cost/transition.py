@@ -4,6 +4,7 @@ Only the layout of activations counts; sharding of parameters and checkpointing 
 is a local slice in forward, and its mirror in backward brings the gradients' rows together again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -49,15 +50,41 @@ def price(before: Layout, after: Layout, *, micro_batch_bytes: int, profile: Pro
     """
     if before == after:
         return FREE
-    num_devices = before.data_degree * before.tensor_degree
     held = micro_batch_bytes // before.data_degree
     wanted = micro_batch_bytes // after.data_degree
     # An all-to-all is measured by what a device holds; one that receives more than it holds is as slow as what arrives.
-    exchange = profile.link(Collective.ALL_TO_ALL, Group(size=num_devices, stride=1)).seconds(max(held, wanted))
+    exchange = profile.link(Collective.ALL_TO_ALL, Group(size=before.num_devices, stride=1)).seconds(max(held, wanted))
     return TransitionCost(
         forward_seconds=0.0 if is_local(before, after) else exchange,
         backward_seconds=0.0 if is_local(after, before) else exchange,
         transient_bytes=held + wanted,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TransitionTable:
+    """Every change between some layouts, from rows to columns; the fields are those of :class:`TransitionCost`."""
+
+    forward_seconds: NDArray[np.float64]
+    backward_seconds: NDArray[np.float64]
+    transient_bytes: NDArray[np.int64]
+
+
+def price_all(layouts: Sequence[Layout], *, micro_batch_bytes: int, profile: Profile) -> TransitionTable:
+    """Price every change between layouts of one stage, as :func:`price` does one by one."""
+    held = np.array([micro_batch_bytes // layout.data_degree for layout in layouts], dtype=np.int64)
+    changes = ~np.eye(len(layouts), dtype=bool)
+    exchange = np.zeros(changes.shape)
+    if len(layouts) > 1:
+        link = profile.link(Collective.ALL_TO_ALL, Group(size=layouts[0].num_devices, stride=1))
+        amounts = np.array(sorted(set(held.tolist())), dtype=np.int64)
+        seconds = np.array([link.seconds(int(one)) for one in amounts])
+        exchange = seconds[np.searchsorted(amounts, np.maximum(held[:, None], held))]
+    moves = changes & ~np.array([[is_local(one, other) for other in layouts] for one in layouts], dtype=bool)
+    return TransitionTable(
+        forward_seconds=np.where(moves, exchange, 0.0),
+        backward_seconds=np.where(moves.T, exchange, 0.0),
+        transient_bytes=np.where(changes, held[:, None] + held, 0),
     )
 
 
@@ -66,12 +93,17 @@ def is_local(before: Layout, after: Layout) -> bool:
     """Tell whether every device already holds all rows that it needs next."""
     if after.data_degree < before.data_degree:
         return False
-    ranks = np.arange(before.data_degree * before.tensor_degree)
-    wanted = _slices(after, ranks) * before.data_degree // after.data_degree
-    return bool((wanted == _slices(before, ranks)).all())
+    # What was held is cut further: the digits of its index begin those of the index wanted.
+    held = _index_bits(before)
+    return _index_bits(after)[: len(held)] == held
 
 
-def _slices(layout: Layout, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Tell which slice of the micro-batch each device holds, as :meth:`Layout.data_index`."""
-    outer = ranks // (layout.tensor_stride * layout.tensor_degree)
-    return np.asarray(outer * layout.tensor_stride + ranks % layout.tensor_stride)
+@cache
+def _index_bits(layout: Layout) -> tuple[int, ...]:
+    """List the bits of a device's rank that make up the index of its slice (:meth:`Layout.data_index`), highest first.
+
+    All degrees are powers of two.
+    """
+    lowest = layout.tensor_stride.bit_length() - 1
+    tensor = range(lowest, lowest + layout.tensor_degree.bit_length() - 1)
+    return tuple(bit for bit in reversed(range(layout.num_devices.bit_length() - 1)) if bit not in tensor)

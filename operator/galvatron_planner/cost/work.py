@@ -11,7 +11,7 @@ from galvatron_planner.cluster import Group
 from galvatron_planner.cost.prices import PriceList, StagePosition
 from galvatron_planner.dimensions import Communication, LayerCommunication, communication
 from galvatron_planner.model import LayerSpec
-from galvatron_planner.profiles import Collective, Profile, interpolate
+from galvatron_planner.profiles import Collective, Profile
 from galvatron_planner.strategy import LayerStrategy, Layout
 
 
@@ -109,10 +109,9 @@ class _Layer:
     said: LayerCommunication
 
     def measured(self, quantity: str) -> float:
-        """Read a curve of the layer's profile."""
-        samples = self.prices.conditions.profile.layer(self.spec, self.strategy.tensor_degree).samples
-        curve = tuple((float(one.micro_batch_size), float(getattr(one, quantity))) for one in samples)
-        return interpolate(self.size // self.strategy.data_degree, curve)
+        """Read a quantity of the layer's profile."""
+        measured = self.prices.conditions.profile.layer(self.spec, self.strategy.tensor_degree)
+        return float(getattr(measured.at(self.size // self.strategy.data_degree), quantity))
 
 
 def _said(prices: PriceList, layer: LayerSpec, strategy: LayerStrategy, size: int) -> LayerCommunication:
