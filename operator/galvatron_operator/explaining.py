@@ -50,7 +50,7 @@ def planned(path: Path) -> Planned:
     plan, report, profile = stored(files.plan, Plan), stored(files.report, SearchReport), stored(files.profile, Profile)
     if plan is None or report is None:
         raise InvalidInput(f"{path} holds no plan", remedy="make one with `galvatron plan job.yaml --directory ...`")
-    return Planned(plan, report, None if profile is None else insight(plan, profile))
+    return Planned(plan, report, None if profile is None else insight(plan, profile, report))
 
 
 def draw(run: Planned, *, timeline: Path | None, trace: Path | None) -> Iterable[Path]:

@@ -17,6 +17,7 @@ from galvatron_planner.cost.work import link_seconds
 from galvatron_planner.plan import Plan
 from galvatron_planner.problem import BatchRange, PlanningProblem, SearchLimits
 from galvatron_planner.profiles import Collective, Profile
+from galvatron_planner.search.report import SearchReport
 
 STATES, RESERVE = "parameters, gradients and optimizer", "reserve"
 
@@ -101,12 +102,21 @@ class Insight:
         return tuple(sorted(busy, key=lambda one: -one.seconds))
 
 
-def problem_of(plan: Plan, profile: Profile) -> PlanningProblem:
-    """Pose the problem of a plan again, as far as the plan tells it.
+def problem_of(plan: Plan, profile: Profile, report: SearchReport | None = None) -> PlanningProblem:
+    """Pose the problem of a plan again: as its report tells it, or as far as the plan does.
 
     Where that is not the very problem it solves (``problem_digest``), since the job asked for several batch sizes or
     excluded something, it is the plan's own batch and everything that was measured.
     """
+    if report is not None and report.batch is not None and report.limits is not None:
+        return PlanningProblem(
+            model=plan.model,
+            precision=plan.precision,
+            cluster=plan.cluster,
+            batch=report.batch,
+            limits=report.limits,
+            profile=profile,
+        )
     problem = PlanningProblem(
         model=plan.model,
         precision=plan.precision,
@@ -121,13 +131,13 @@ def problem_of(plan: Plan, profile: Profile) -> PlanningProblem:
     return problem.model_copy(update={"limits": limits})
 
 
-def insight(plan: Plan, profile: Profile) -> Insight:
+def insight(plan: Plan, profile: Profile, report: SearchReport | None = None) -> Insight:
     """Simulate a step of a plan.
 
     Raises:
         MissingMeasurement: when the profile is another job's.
     """
-    problem = problem_of(plan, profile)
+    problem = problem_of(plan, profile, report)
     split = BatchSplit(plan.global_batch_size, plan.num_micro_batches)
     stages = tuple(stage.layers for stage in plan.stages)
     return Insight(problem, plan, simulate(PriceList.of(problem), problem, stages, split))

@@ -7,7 +7,7 @@ from galvatron_planner.cluster import Cluster
 from galvatron_planner.cost.prices import PriceList
 from galvatron_planner.errors import MissingMeasurement
 from galvatron_planner.plan import Plan
-from galvatron_planner.problem import PlanningProblem
+from galvatron_planner.problem import Algorithm, PlanningProblem
 from galvatron_planner.search.candidates import explore
 from galvatron_planner.search.report import Alternative
 from galvatron_planner.search.summaries import alternative
@@ -50,6 +50,8 @@ def changes(problem: PlanningProblem, plan: Plan) -> Iterator[Change]:
     cluster = problem.cluster
     if problem.digest() != plan.problem_digest:
         yield Change("the same, all that was measured allowed", problem)
+    elif problem.limits.algorithm is not Algorithm.OPTIMAL:
+        yield Change("the same, by the exact search", problem)
     step = min(GIB, cluster.device_memory_bytes // SMALL_SHARE)
     for name, sign in (("more", 1), ("less", -1)):
         memory = cluster.device_memory_bytes + sign * step

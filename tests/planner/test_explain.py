@@ -8,7 +8,7 @@ from galvatron_planner.cost.spending import Spent, spending
 from galvatron_planner.explain import baseline_rows, explain, runner_up_rows, stage_rows
 from galvatron_planner.insight import STATES, Insight, insight, problem_of
 from galvatron_planner.plan import Plan
-from galvatron_planner.problem import SearchDimension, SearchLimits
+from galvatron_planner.problem import Algorithm, BatchRange, SearchDimension, SearchLimits
 from galvatron_planner.search.optimizer import search
 from galvatron_planner.search.report import Solution
 from galvatron_planner.sensitivity import changes, effect
@@ -116,6 +116,18 @@ def test_the_problem_of_a_plan_is_found_again() -> None:
     problem = builders.problem(SPEC, builders.cluster(4, device_memory_bytes=30 * MIB), batch=8)
     assert problem_of(search(problem).plan, problem.profile) == problem
     assert next(changes(problem, search(problem).plan)).name.endswith("more per device")
+
+
+def test_a_report_tells_what_its_job_allowed() -> None:
+    limits = SearchLimits(excluded=(SearchDimension.TP,), algorithm=Algorithm.GALVATRON_BMW)
+    narrowed = builders.problem(SPEC, builders.cluster(4), batch=8, limits=limits)
+    ranged = narrowed.model_copy(update={"batch": BatchRange(minimum=4, maximum=8, step=4)})
+    found = search(ranged)
+    assert problem_of(found.plan, ranged.profile, found.report) == ranged
+    first = effect(next(changes(ranged, found.plan)))
+    assert first.name == "the same, by the exact search"
+    assert first.plan is not None
+    assert first.plan.samples_per_second >= found.plan.estimate.samples_per_second
 
 
 def test_a_narrowed_search_is_repeated_with_all_that_was_measured() -> None:

@@ -128,6 +128,8 @@ def _report(
     return SearchReport(
         problem_digest=problem.digest(),
         algorithm=problem.limits.algorithm,
+        batch=problem.batch,
+        limits=problem.limits,
         lower_bound_seconds=bound,
         gap=None if bound is None else step / bound - 1,
         num_candidates=outcome.num_candidates,

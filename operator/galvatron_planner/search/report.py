@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from galvatron_planner.documents import Digest, Document, Value
 from galvatron_planner.plan import Plan
-from galvatron_planner.problem import Algorithm
+from galvatron_planner.problem import Algorithm, BatchRange, SearchLimits
 
 
 class Alternative(Value):
@@ -67,6 +67,8 @@ class SearchReport(Document):
     Attributes:
         problem_digest: what was searched.
         algorithm: how it was searched.
+        batch: sizes that were allowed; absent in reports of earlier versions.
+        limits: what the search might use; absent like it.
         lower_bound_seconds: no plan takes less than this per step, at the plan's batch size and within the cost model;
             absent where the algorithm proves nothing: the published ones, and a plan that was brought.
         gap: how far the plan is above that at most, as a share of it; 0 when it is proven optimal, absent like it.
@@ -82,6 +84,8 @@ class SearchReport(Document):
     schema_tag: Literal["galvatron/search-report/v1"] = Field(default="galvatron/search-report/v1", alias="schema")
     problem_digest: Digest
     algorithm: Algorithm = Algorithm.OPTIMAL
+    batch: BatchRange | None = None
+    limits: SearchLimits | None = None
     lower_bound_seconds: PositiveFloat | None = None
     gap: NonNegativeFloat | None = None
     num_candidates: PositiveInt
