@@ -75,7 +75,7 @@ TABLE = (
     Case(16384, 32, 2048, target_seconds=30),
 )
 SWEEP = (
-    *(Case(64, num_layers + 4, 64, num_layers=num_layers) for num_layers in (16, 32, 64, 126, 252)),
+    *(Case(64, num_layers + 12, 64, num_layers=num_layers) for num_layers in (16, 32, 64, 126, 252)),
     *(Case(n, max(32, 40 + 6400 / n), min(max(16, n), 2048)) for n in (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)),
     *(Case(64, memory, 64) for memory in (124, 130, 140, 160, 200, 300, 600)),
 )

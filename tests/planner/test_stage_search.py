@@ -38,7 +38,7 @@ class Instance:
         candidates = {
             layer: space.strategies(problem.cluster.num_devices, problem.limits, layer).strategies for layer in layers
         }
-        self.options = PipelineOptions(self.prices, layers, candidates, micro_batch_size=micro_batch_size)
+        self.options = PipelineOptions.of(self.prices, layers, candidates, micro_batch_size=micro_batch_size)
         self.kinds = self.options.kinds[first : first + 3]
         self.candidates = candidates
         if first == 0:
@@ -57,7 +57,7 @@ class Instance:
         return StageSearch(self.graph)
 
     def bounds(self, *, exact_caps: bool = False) -> BoundTable:
-        return BoundTable([[self.graph]], self.contents, exact_caps=exact_caps)
+        return BoundTable([[self.graph]], self.contents, np.arange(len(self.options.exits)), exact_caps=exact_caps)
 
     def everything(self) -> Iterator[tuple[tuple[LayerStrategy, ...], StageCost]]:
         position = StagePosition(self.micro_batch_size, self.task.in_flight, self.task.entry, self.task.feeds_next)

@@ -2,7 +2,7 @@ import builders
 from galvatron_planner.cost.prices import PriceList
 from galvatron_planner.cost.step import BatchSplit, price_step
 from galvatron_planner.problem import PlanningProblem
-from galvatron_planner.search.partition import Candidate
+from galvatron_planner.search.joint import Candidate
 from galvatron_planner.search.tidying import tidied
 from galvatron_planner.strategy import LayerStrategy
 

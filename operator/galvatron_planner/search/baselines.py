@@ -11,8 +11,9 @@ from itertools import chain
 from galvatron_planner import space
 from galvatron_planner.cost.prices import PriceList
 from galvatron_planner.problem import PlanningProblem, SearchDimension
-from galvatron_planner.search.candidates import explore, seconds_per_sample
-from galvatron_planner.search.partition import Candidate
+from galvatron_planner.search.candidates import explore
+from galvatron_planner.search.joint import Candidate
+from galvatron_planner.search.ranges import seconds_per_sample
 from galvatron_planner.search.report import Baseline
 from galvatron_planner.search.summaries import alternative
 from galvatron_planner.search.uniform import UniformPlan, UniformSearch, uniform_plans
@@ -60,12 +61,20 @@ BASELINE_SPACES = (
 section 5) do; 3D is the grid of Megatron-LM and DeepSpeed: data x tensor x pipeline parallel, equal everywhere."""
 
 
-def baselines_of(problem: PlanningProblem, prices: PriceList) -> tuple[Baseline, ...]:
-    """Find the best plan of every baseline that the problem's limits allow, or the memory that one would need."""
+def baselines_of(
+    problem: PlanningProblem, prices: PriceList, uniform: UniformSearch | None = None
+) -> tuple[Baseline, ...]:
+    """Find the best plan of every baseline that the problem's limits allow, or the memory that one would need.
+
+    Args:
+        problem: what is asked.
+        prices: of the problem.
+        uniform: of the problem, where one has begun.
+    """
     if problem.cluster.num_devices == 1:
         return ()
     spaces = [one for one in BASELINE_SPACES if all(problem.limits.allows(d) for d in one.dimensions)]
-    groups, uniform = tuple(uniform_plans(problem)), UniformSearch(problem, prices)
+    groups, uniform = tuple(uniform_plans(problem)), uniform or UniformSearch(problem, prices)
     found = []
     for one in spaces:
         own = [group for group in groups if one.has(group[0])]

@@ -8,9 +8,10 @@ from galvatron_planner.errors import InvalidPlan, NoFeasiblePlan
 from galvatron_planner.plan import Estimate, Plan
 from galvatron_planner.problem import Algorithm, PlanningProblem
 from galvatron_planner.search.candidates import Outcome
+from galvatron_planner.search.joint import Candidate
 from galvatron_planner.search.optimizer import solution
-from galvatron_planner.search.partition import Candidate
 from galvatron_planner.search.report import Solution
+from galvatron_planner.search.uniform import UniformSearch
 from galvatron_planner.units import format_quantity
 
 
@@ -34,7 +35,8 @@ def price_fixed(problem: PlanningProblem, plan: Plan) -> Solution:
     estimate = price_step(prices, problem, stages, split)
     _check_memory(problem, estimate)
     best = {len(stages): Candidate(split, stages, estimate)}
-    return solution(problem, prices, Outcome(best, lower_bound=0.0, num_candidates=1, num_solved=1))
+    outcome = Outcome(best, lower_bound=0.0, num_candidates=1, num_solved=1)
+    return solution(problem, prices, outcome, uniform=UniformSearch(problem, prices))
 
 
 def _differences(problem: PlanningProblem, plan: Plan) -> Iterator[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from galvatron_planner.search.graph import Edges, Kinds, StageGraph
 from galvatron_planner.search.guide import Guide
-from galvatron_planner.search.options import Flags, Floats, Integers
+from galvatron_planner.search.options import Flags, Floats, Integers, rising
 
 ROUNDING = 1e-12
 """Relative slack of comparisons between sums of the same numbers in another order."""
@@ -105,10 +105,10 @@ def _undominated_mask(ordered: Labels) -> Flags:
     A label survives when it is faster than every earlier one of its state whose working memory is not larger.
     """
     # Ranks instead of seconds, later states below earlier ones: one running minimum then serves all states.
-    _, rank = np.unique(ordered.seconds, return_inverse=True)
+    rank = np.searchsorted(rising(ordered.seconds), ordered.seconds)
     key = rank - ordered.state * (len(ordered) + 1)
     mask = np.zeros(len(ordered), dtype=bool)
-    for working in np.unique(ordered.working):
+    for working in rising(ordered.working):
         among = np.flatnonzero(ordered.working <= working)
         keys = key[among]
         faster = np.ones(len(among), dtype=bool)

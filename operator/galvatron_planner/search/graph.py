@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from galvatron_planner.search.options import Flags, Floats, Integers, PipelineOptions
+from galvatron_planner.search.options import Flags, Floats, Integers, PipelineOptions, rising
 from galvatron_planner.strategy import Layout
 
 Kinds = tuple[int, ...]
@@ -85,7 +85,7 @@ class StageGraph:
         """Bytes of outputs that wait for their gradients and of one gradient, by the last layer's state, (S,)."""
         if not self.task.feeds_next:
             return np.zeros(len(self.options.layouts), dtype=np.int64)
-        return (self.task.in_flight + 1) * self.options.moves(kind).payload
+        return (self.task.in_flight + 1) * self.options.payload(kind)
 
     def leaves_in(self, exit_layout: Layout | None) -> Flags:
         """Tell which states leave the stage in ``exit_layout``, (S,)."""
@@ -98,7 +98,7 @@ class StageGraph:
     def caps(self, kinds: Kinds) -> Integers:
         """List every working memory that a stage can come to, rising."""
         pairs = dict.fromkeys(pairwise((OUTSIDE, *kinds)))
-        found = np.unique(np.concatenate([self.edges[pair].working.ravel() for pair in pairs]))
+        found = rising(np.concatenate([self.edges[pair].working.ravel() for pair in pairs]))
         least = max(int(self.edges[pair].working.min()) for pair in pairs)
         return found[found >= least]
 
@@ -115,7 +115,7 @@ class StageGraph:
         working = np.maximum(moves.working[row, layer.state], layer.transient)[None, :]
         # One payload on its way; what lies in another layout than the first layer's stays with every micro-batch.
         changes = np.array([self.options.layouts[state] != entry for state in layer.state], dtype=np.int64)
-        kept = kept + moves.payload[row] * (1 + self.task.in_flight * changes)
+        kept = kept + self.options.payload(before)[row] * (1 + self.task.in_flight * changes)
         return Edges(seconds, working, kept, layer.state, layer.slots)
 
     def _edges_on(self, before: int, kind: int) -> Edges:

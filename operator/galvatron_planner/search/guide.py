@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from galvatron_planner.search.graph import OUTSIDE, Edges, Kinds, StageGraph, StageTask
-from galvatron_planner.search.options import Flags, Floats, Integers, LayerOptions, PipelineOptions
+from galvatron_planner.search.options import Flags, Floats, Integers, LayerOptions, PipelineOptions, rising
 
 MAX_PRICES = 14
 """Memory prices tried, besides zero."""
@@ -23,7 +23,9 @@ def memory_prices(options: PipelineOptions, task: StageTask) -> Floats:
 
     For equal layers in one layout these are the only prices at which the cheapest choice changes.
     """
-    rates = np.unique([rate for layer in options.layers for rate in _exchange_rates(layer, task)])
+    rates = rising(
+        np.array([rate for layer in options.layers for rate in _exchange_rates(layer, task)], dtype=np.float64)
+    )
     if len(rates) > MAX_PRICES:
         rates = rates[np.linspace(0, len(rates) - 1, MAX_PRICES).round().astype(int)]
     return np.concatenate([[0.0], rates])
@@ -33,7 +35,7 @@ def _exchange_rates(layer: LayerOptions, task: StageTask) -> Iterator[float]:
     """Give the slopes of the lower hull of seconds over bytes kept, of all options and of each layout's."""
     seconds, kept = np.array(task.weights) @ layer.seconds, layer.kept(task.in_flight)
     yield from _hull_rates(seconds, kept)
-    for state in np.unique(layer.state):
+    for state in rising(layer.state):
         among = layer.state == state
         yield from _hull_rates(seconds[among], kept[among])
 
@@ -56,57 +58,58 @@ class Guide:
     """Cheapest ways to the end of a stage: what a way to its first layers at least has ahead of it.
 
     Attributes:
-        cap: working memory that the ways keep to.
         prices: memory prices, (M,).
         to_go: per number of layers done from 1 on, paid seconds from each state to the end, (M, S).
         total: paid seconds of the whole stage, (M,).
-        least_kept: per number of layers done from 1 on, least bytes that the rest keeps, (S,).
-        least_total: least bytes that the whole stage keeps.
+        least_kept: per number of layers done from 1 on, least bytes that the rest keeps within the first cap, (S,).
+        least_total: least bytes that the whole stage keeps, (M,).
     """
 
-    cap: int
     prices: Floats
     to_go: tuple[Floats, ...]
     total: Floats
     least_kept: tuple[Floats, ...]
-    least_total: float
+    least_total: Floats
+
+    def bounds(self, room: Floats) -> Floats:
+        """Bound, at every price, a stage whose layers may keep ``room`` bytes; infinite when they cannot."""
+        return np.where(self.least_total > room, np.inf, self.total - self.prices * room)
 
     def seconds(self, room: float) -> float:
-        """Bound the seconds of a stage whose layers may keep ``room`` bytes; infinite when they cannot."""
-        if self.least_total > room:
-            return float("inf")
-        return float((self.total - self.prices * room).max())
+        """Bound the seconds of a stage whose layers may keep ``room`` bytes; all caps are the same."""
+        return float(self.bounds(np.full(len(self.prices), room)).max())
 
 
-def guide(graph: StageGraph, kinds: Kinds, leaves: Flags, *, prices: Floats, cap: int) -> Guide:
-    """Find the cheapest ways to the end at every price, with working memory of at most ``cap`` bytes."""
-    exits = graph.exit_bytes(kinds[-1]).astype(np.float64)
-    to_go = [np.where(leaves[None, :], prices[:, None] * exits[None, :], np.inf)]
-    least = [np.where(leaves, exits, np.inf)]
+def guide(graph: StageGraph, kinds: Kinds, leaves: Flags, *, prices: Floats, caps: Integers) -> Guide:
+    """Find the cheapest ways to the end at every price, with working memory of at most the cap that goes with it."""
+    exits, distinct = graph.exit_bytes(kinds[-1]).astype(np.float64), rising(caps)
+    to_go = [np.where(leaves, prices[:, None] * exits, np.inf)]
+    least = [np.broadcast_to(np.where(leaves, exits, np.inf), (len(distinct), len(exits)))]
     weights: dict[tuple[int, int], tuple[Floats, Floats]] = {}
     for pair in reversed(list(pairwise((OUTSIDE, *kinds)))):
         if pair not in weights:
             edges = graph.edges[pair]
-            weights[pair] = paid_seconds(edges, prices, cap), kept_bytes(edges, cap)
+            weights[pair] = paid_seconds(edges, prices, caps), kept_bytes(edges, distinct)
         paid, kept = weights[pair]
         to_go.append(np.asarray((paid + to_go[-1][:, None, :]).min(axis=2)))
-        least.append(np.asarray((kept + least[-1][None, :]).min(axis=1)))
-    total, least_total = to_go.pop()[:, 0], float(least.pop()[0])
-    return Guide(cap, prices, tuple(reversed(to_go)), total, tuple(reversed(least)), least_total)
+        least.append(np.asarray((kept + least[-1][:, None, :]).min(axis=2)))
+    total, least_total = to_go.pop()[:, 0], least.pop()[:, 0][np.searchsorted(distinct, caps)]
+    return Guide(prices, tuple(reversed(to_go)), total, tuple(one[0] for one in reversed(least)), least_total)
 
 
-def paid_seconds(edges: Edges, prices: Floats, cap: int) -> Floats:
-    """Price the cheapest option between any two states, (M, S, S); infinite above ``cap`` bytes of working memory."""
-    paid = edges.seconds[None, :, :] + prices[:, None, None] * edges.kept[None, None, :]
-    return _into_states(np.where(edges.working[None, :, :] <= cap, paid, np.inf), edges.slots)
+def paid_seconds(edges: Edges, prices: Floats, caps: Integers) -> Floats:
+    """Price the cheapest option between any two states, (M, S, S); infinite above the cap of each price."""
+    paid = edges.seconds + prices[:, None, None] * edges.kept
+    return into_states(np.where(edges.working <= caps[:, None, None], paid, np.inf), edges.slots)
 
 
-def kept_bytes(edges: Edges, cap: int) -> Floats:
-    """Give the least bytes that an option between any two states keeps, (S, S); infinite above ``cap``."""
-    kept = np.where(edges.working <= cap, edges.kept[None, :].astype(np.float64), np.inf)
-    return _into_states(kept, edges.slots)
+def kept_bytes(edges: Edges, caps: Integers) -> Floats:
+    """Give the least bytes that an option between any two states keeps within each cap, (M, S, S)."""
+    kept = np.where(edges.working <= caps[:, None, None], edges.kept.astype(np.float64), np.inf)
+    return into_states(kept, edges.slots)
 
 
-def _into_states(by_option: Floats, slots: Integers) -> Floats:
+def into_states(by_option: Floats, slots: Integers) -> Floats:
+    """Take the least of the options that lead into each state, over the last axis: (..., O) to (..., S)."""
     padded = np.concatenate([by_option, np.full((*by_option.shape[:-1], 1), np.inf)], axis=-1)
     return np.asarray(padded[..., slots].min(axis=-1))

@@ -4,7 +4,6 @@ Deterministic: equal problems give equal plans and reports, byte for byte; ties 
 """
 
 from collections.abc import Iterable
-from itertools import chain
 from typing import assert_never
 
 from galvatron_planner import families, space
@@ -14,16 +13,14 @@ from galvatron_planner.plan import Plan, StagePlan
 from galvatron_planner.problem import Algorithm, PlanningProblem
 from galvatron_planner.search import remedies
 from galvatron_planner.search.baselines import baselines_of
-from galvatron_planner.search.candidates import Outcome, degrees, explore, smallest_peak
-from galvatron_planner.search.partition import Candidate
+from galvatron_planner.search.candidates import MANY_DEVICES, Outcome, explore, smallest_peak
+from galvatron_planner.search.joint import Candidate
 from galvatron_planner.search.published import bmw, galvatron
+from galvatron_planner.search.ranges import degrees
 from galvatron_planner.search.report import Baseline, RuleCount, SearchReport, Solution
 from galvatron_planner.search.summaries import alternative
 from galvatron_planner.search.uniform import UniformSearch, uniform_plans
 from galvatron_planner.units import format_bytes
-
-MANY_DEVICES = 64
-"""From so many devices on the search begins with the best uniform plan."""
 
 
 def search(problem: PlanningProblem, *, compared: bool = True) -> Solution:
@@ -39,27 +36,30 @@ def search(problem: PlanningProblem, *, compared: bool = True) -> Solution:
         MissingMeasurement: when the profile was made for another model or cluster.
     """
     prices = PriceList.of(problem)
-    outcome = _outcome(problem, prices)
+    uniform = UniformSearch(problem, prices)
+    outcome = _outcome(problem, prices, uniform)
     if not outcome.best:
-        raise _no_plan(problem, prices)
-    return solution(problem, prices, outcome, compared=compared)
+        raise _no_plan(problem, prices, uniform)
+    return solution(problem, prices, outcome, uniform=uniform if compared else None)
 
 
-def solution(problem: PlanningProblem, prices: PriceList, outcome: Outcome, *, compared: bool = True) -> Solution:
+def solution(
+    problem: PlanningProblem, prices: PriceList, outcome: Outcome, *, uniform: UniformSearch | None
+) -> Solution:
     """Choose from what was found, and report; the published algorithms have chosen already, by their own formula."""
     ranked = sorted(outcome.best.values(), key=_rank)
     if problem.limits.algorithm is not Algorithm.OPTIMAL:
         chosen = next(iter(outcome.best.values()))
         ranked = [chosen, *(candidate for candidate in ranked if candidate is not chosen)]
-    yardsticks = baselines_of(problem, prices) if compared else ()
+    yardsticks = baselines_of(problem, prices, uniform) if uniform is not None else ()
     return Solution(_plan(problem, ranked[0]), _report(problem, outcome, ranked, yardsticks))
 
 
-def _outcome(problem: PlanningProblem, prices: PriceList) -> Outcome:
+def _outcome(problem: PlanningProblem, prices: PriceList, uniform: UniformSearch) -> Outcome:
     algorithm = problem.limits.algorithm
     match algorithm:
         case Algorithm.OPTIMAL:
-            return explore(problem, prices, known=_known(problem, prices))
+            return explore(problem, prices, uniform)
         case Algorithm.GALVATRON:
             return galvatron.explore(problem, prices)
         case Algorithm.GALVATRON_BMW:
@@ -73,21 +73,13 @@ def _outcome(problem: PlanningProblem, prices: PriceList) -> Outcome:
             assert_never(algorithm)
 
 
-def _known(problem: PlanningProblem, prices: PriceList) -> Candidate | None:
-    """Find a plan to begin with where the search without one would take longer than that."""
-    if problem.cluster.num_devices < MANY_DEVICES:
-        return None
-    return UniformSearch(problem, prices).fastest(chain.from_iterable(uniform_plans(problem)))
-
-
-def _no_plan(problem: PlanningProblem, prices: PriceList) -> NoFeasiblePlan:
+def _no_plan(problem: PlanningProblem, prices: PriceList, uniform: UniformSearch) -> NoFeasiblePlan:
     algorithm = problem.limits.algorithm
     if algorithm is not Algorithm.OPTIMAL and explore(problem, prices).best:
         return NoFeasiblePlan(f"the algorithm {algorithm} finds no plan that fits", changes=("use algorithm Optimal",))
     devices = f"{problem.cluster.num_devices} devices with {format_bytes(problem.cluster.device_memory_bytes)} each"
     is_large = problem.cluster.num_devices >= MANY_DEVICES
     least = "the most frugal with equal layers" if is_large else "the smallest"
-    uniform = UniformSearch(problem, prices)
     needed = uniform.smallest_peak(uniform_plans(problem)) if is_large else smallest_peak(problem, prices)
     if needed is None:
         return NoFeasiblePlan(

@@ -7,27 +7,31 @@ before: its layout, and whether its parameters are gathered ahead of its backwar
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from galvatron_planner.cost.layer import LayerCost
 from galvatron_planner.cost.prices import PriceList
-from galvatron_planner.cost.transition import TransitionCost
+from galvatron_planner.cost.transition import TransitionTable
 from galvatron_planner.model import LayerSpec
 from galvatron_planner.strategy import Dimension, LayerStrategy, Layout
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+Number = TypeVar("Number", np.int64, np.float64)
+
+_MovePrices = Callable[[tuple[Layout, ...]], Sequence[TransitionTable]]
 
 FORWARD, BACKWARD, SYNC, OPTIMIZER = range(4)
 """The amounts of time that a stage has, the first two per micro-batch, the others per step."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LayerOptions:
-    """What one layer may choose.
+    """What one layer may choose; without slots, for what is worked out once.
 
     Attributes:
         strategies: ordered by text, which breaks ties.
@@ -51,9 +55,29 @@ class LayerOptions:
     slots: Integers
     leaving_bytes: int
 
+    @cached_property
+    def own_states(self) -> Integers:
+        """States that some option leads into, rising."""
+        return rising(self.state)
+
     def kept(self, in_flight: int) -> Integers:
         """Bytes held with ``in_flight`` micro-batches between forward and backward, (O,)."""
         return self.state_bytes + in_flight * self.activation_bytes
+
+    def restricted(self, kept: Flags, states: Flags) -> "LayerOptions":
+        """Leave out options, (O,), and states, (S,)."""
+        state = (np.cumsum(states) - 1)[self.state[kept]]
+        return LayerOptions(
+            strategies=tuple(s for s, stays in zip(self.strategies, kept, strict=True) if stays),
+            state=state,
+            seconds=self.seconds[:, kept],
+            state_bytes=self.state_bytes[kept],
+            activation_bytes=self.activation_bytes[kept],
+            transient=self.transient[kept],
+            ahead=self.ahead[states],
+            slots=_slots(state, int(states.sum())),
+            leaving_bytes=self.leaving_bytes,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +87,10 @@ class Moves:
     Attributes:
         seconds: by amount of time, from a state's layout to another's, (A, S, S).
         working: working memory of that, (S, S).
-        payload: bytes on one device of what arrives in a state's layout, (S,).
     """
 
     seconds: Floats
     working: Integers
-    payload: Integers
 
 
 class PipelineOptions:
@@ -83,34 +105,50 @@ class PipelineOptions:
     """
 
     def __init__(
-        self,
+        self, prices: PriceList, kinds: tuple[int, ...], layers: tuple[LayerOptions, ...], layouts: tuple[Layout, ...]
+    ) -> None:
+        self._prices = prices
+        self._moves: dict[int, Moves] = {}
+        self._hops: dict[tuple[int, int], Floats] = {}
+        self.kinds = kinds
+        self.layers = layers
+        self.layouts = layouts
+        self.exits = tuple(sorted(set(layouts)))
+        self.exit_of = _integers([self.exits.index(layout) for layout in layouts])
+
+    @classmethod
+    def of(
+        cls,
         prices: PriceList,
         model_layers: Sequence[LayerSpec],
         candidates: Mapping[LayerSpec, tuple[LayerStrategy, ...]],
         *,
         micro_batch_size: int,
-    ) -> None:
+    ) -> Self:
+        """List what can split the micro-batch and is not needless."""
         distinct = tuple(dict.fromkeys(model_layers))
-        self._prices = prices
-        self._moves: dict[int, Moves] = {}
-        self.micro_batch_size = micro_batch_size
         costs = {layer: _undominated(prices, layer, candidates[layer], micro_batch_size) for layer in distinct}
         moved = sorted({prices.leaving_bytes(layer, micro_batch_size) for layer in model_layers[:-1]})
-        needless = _needless_layouts(
-            costs.values(), lambda one, other: [prices.transition(one, other, x) for x in moved]
-        )
+        needless = _needless_layouts(costs.values(), lambda some: [prices.transitions(some, x) for x in moved])
         costs = {
             layer: {strategy: cost for strategy, cost in own.items() if strategy.layout not in needless}
             for layer, own in costs.items()
         }
         states = sorted({_state(strategy) for chosen in costs.values() for strategy in chosen})
-        self.layouts = tuple(layout for layout, _ in states)
-        self.exits = tuple(sorted(set(self.layouts)))
-        self.exit_of = _integers([self.exits.index(layout) for layout in self.layouts])
-        self.kinds = tuple(distinct.index(layer) for layer in model_layers)
-        self.layers = tuple(
+        layers = [
             _layer_options(costs[layer], states, prices.leaving_bytes(layer, micro_batch_size)) for layer in distinct
-        )
+        ]
+        kinds = [distinct.index(layer) for layer in model_layers]
+        return cls(prices, tuple(kinds), tuple(layers), tuple(layout for layout, _ in states))
+
+    def restricted(self, kept: Sequence[Flags]) -> Self:
+        """Leave out options; ``kept`` tells per distinct layer which stay, (O,)."""
+        used = np.zeros(len(self.layouts), dtype=bool)
+        for layer, flags in zip(self.layers, kept, strict=True):
+            used[layer.state[flags]] = True
+        layers = [layer.restricted(flags, used) for layer, flags in zip(self.layers, kept, strict=True)]
+        layouts = tuple(layout for layout, stays in zip(self.layouts, used, strict=True) if stays)
+        return type(self)(self._prices, self.kinds, tuple(layers), layouts)
 
     @property
     def is_empty(self) -> bool:
@@ -124,10 +162,23 @@ class PipelineOptions:
             self._moves[moved] = self._moves_of(moved)
         return self._moves[moved]
 
+    def payload(self, kind: int) -> Integers:
+        """Bytes on one device of what leaves a layer in a state's layout, (S,)."""
+        moved = self.layers[kind].leaving_bytes
+        return _integers([moved // layout.data_degree for layout in self.layouts])
+
     def hop_seconds(self, before: int, *, stage_index: int) -> Floats:
         """Price one transfer between a stage whose last layer is of kind ``before`` and the next one, by exit."""
         moved = self.layers[before].leaving_bytes
-        return _floats([self._prices.hop_seconds(layout, moved, stage_index=stage_index) for layout in self.exits])
+        key = moved, self.pairs_behind(stage_index)
+        if key not in self._hops:
+            seconds = [self._prices.hop_seconds(layout, moved, stage_index=stage_index) for layout in self.exits]
+            self._hops[key] = _floats(seconds)
+        return self._hops[key]
+
+    def pairs_behind(self, stage_index: int) -> int:
+        """Tell how far apart the devices are that transfer between a stage and the next."""
+        return self._prices.stage_pairs(self.exits[0].num_devices, stage_index).stride
 
     @cached_property
     def least_seconds(self) -> Floats:
@@ -154,16 +205,11 @@ class PipelineOptions:
         return float((paid - prices * room).max())
 
     def _moves_of(self, moved: int) -> Moves:
-        costs = [[self._prices.transition(one, other, moved) for other in self.layouts] for one in self.layouts]
-        shape = (len(self.layouts), len(self.layouts))
-        seconds = np.zeros((4, *shape))
-        seconds[FORWARD] = [[cost.forward_seconds for cost in row] for row in costs]
-        seconds[BACKWARD] = [[cost.backward_seconds for cost in row] for row in costs]
-        return Moves(
-            seconds,
-            np.array([[cost.transient_bytes for cost in row] for row in costs], dtype=np.int64).reshape(shape),
-            _integers([moved // layout.data_degree for layout in self.layouts]),
-        )
+        table, of = self._prices.transitions(self.exits, moved), self.exit_of
+        seconds = np.zeros((4, len(of), len(of)))
+        seconds[FORWARD] = table.forward_seconds[of][:, of]
+        seconds[BACKWARD] = table.backward_seconds[of][:, of]
+        return Moves(seconds, table.transient_bytes[of][:, of])
 
 
 def _undominated(
@@ -181,9 +227,7 @@ def _undominated(
     }
 
 
-def _needless_layouts(
-    costs: Iterable[Mapping[LayerStrategy, LayerCost]], moves: Callable[[Layout, Layout], list[TransitionCost]]
-) -> set[Layout]:
+def _needless_layouts(costs: Iterable[Mapping[LayerStrategy, LayerCost]], moves: _MovePrices) -> set[Layout]:
     """Find layouts that another one with the same degrees replaces in any plan without making it slower or larger.
 
     Every layer can do in the other whatever it can do in this one, and changes from and to all third layouts cost no
@@ -191,13 +235,15 @@ def _needless_layouts(
     """
     by_layout = [_by_layout(own) for own in costs]
     left = sorted({layout for own in by_layout for layout in own})
-    needless: set[Layout] = set()
-    for layout in reversed(left):
-        rivals = (o for o in left if o != layout and o not in needless and _degrees(o) == _degrees(layout))
-        others = [other for other in left if other != layout and other not in needless]
-        if any(_replaces(rival, layout, by_layout, others, moves) for rival in rivals):
-            needless.add(layout)
-    return needless
+    tables, stays = moves(tuple(left)), np.ones(len(left), dtype=bool)
+    for index in reversed(range(len(left))):
+        rivals = [i for i, o in enumerate(left) if i != index and stays[i] and _degrees(o) == _degrees(left[index])]
+        if any(
+            _does_all(left[rival], left[index], by_layout) and _moves_for(rival, index, stays, tables)
+            for rival in rivals
+        ):
+            stays[index] = False
+    return {layout for layout, one_stays in zip(left, stays, strict=True) if not one_stays}
 
 
 def _by_layout(costs: Mapping[LayerStrategy, LayerCost]) -> dict[Layout, list[tuple[bool, LayerCost]]]:
@@ -212,29 +258,26 @@ def _degrees(layout: Layout) -> tuple[int, int]:
     return layout.data_degree, layout.tensor_degree
 
 
-def _replaces(
-    rival: Layout,
-    layout: Layout,
-    by_layout: Sequence[Mapping[Layout, list[tuple[bool, LayerCost]]]],
-    others: Sequence[Layout],
-    moves: Callable[[Layout, Layout], list[TransitionCost]],
+def _does_all(
+    rival: Layout, layout: Layout, by_layout: Sequence[Mapping[Layout, list[tuple[bool, LayerCost]]]]
 ) -> bool:
-    for own in by_layout:
-        for is_gathered, cost in own.get(layout, ()):
-            if not any(kind == is_gathered and _matches(one, cost) for kind, one in own.get(rival, ())):
-                return False
-    thirds = [other for other in others if other != rival]
-    pairs = [(moves(rival, t), moves(layout, t)) for t in thirds] + [
-        (moves(t, rival), moves(t, layout)) for t in thirds
-    ]
-    return all(_moves_no_more(a, b) for some, more in pairs for a, b in zip(some, more, strict=True))
+    """Tell whether every layer has in the rival a match for all it can do in a layout."""
+    return all(
+        any(kind == is_gathered and _matches(one, cost) for kind, one in own.get(rival, ()))
+        for own in by_layout
+        for is_gathered, cost in own.get(layout, ())
+    )
 
 
-def _moves_no_more(one: TransitionCost, other: TransitionCost) -> bool:
-    return (
-        one.forward_seconds <= other.forward_seconds
-        and one.backward_seconds <= other.backward_seconds
-        and one.transient_bytes <= other.transient_bytes
+def _moves_for(rival: int, index: int, stays: Flags, tables: Sequence[TransitionTable]) -> bool:
+    """Tell whether changes between a rival and all third layouts cost no more than those of a layout."""
+    thirds = stays.copy()
+    thirds[[rival, index]] = False
+    return all(
+        bool((amounts[rival, thirds] <= amounts[index, thirds]).all())
+        and bool((amounts[thirds, rival] <= amounts[thirds, index]).all())
+        for table in tables
+        for amounts in (table.forward_seconds, table.backward_seconds, table.transient_bytes)
     )
 
 
@@ -287,6 +330,12 @@ def _slots(state: Integers, num_states: int) -> Integers:
     for index, options in enumerate(into):
         slots[index, : len(options)] = options
     return slots
+
+
+def rising(values: NDArray[Number]) -> NDArray[Number]:
+    """List distinct values, rising; ``np.unique`` takes several times as long for the short arrays of the search."""
+    ordered = np.sort(values, axis=None)
+    return ordered[np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))] if len(ordered) else ordered
 
 
 def _integers(values: list[int]) -> Integers:

@@ -9,9 +9,9 @@ from enum import IntEnum
 import numpy as np
 
 from galvatron_planner.search.bound import BoundTable
-from galvatron_planner.search.contents import Contents
+from galvatron_planner.search.contents import Contents, Stages
 from galvatron_planner.search.graph import StageGraph, StageTask
-from galvatron_planner.search.options import BACKWARD, FORWARD, Flags, Floats, Integers, PipelineOptions
+from galvatron_planner.search.options import BACKWARD, FORWARD, Flags, Floats, Integers, PipelineOptions, rising
 from galvatron_planner.search.stage import StageChoice, StageSearch
 from galvatron_planner.strategy import Layout
 
@@ -74,41 +74,63 @@ class Place:
         start: first layer of each stage, rising, (Q,).
         end: one past its last layer, (Q,).
         content: what it holds, (Q,).
+        entries: layouts in which stages can be entered, as indices in the options' list, rising, (E,); 0 for none.
+        exits: layouts in which they can leave, likewise, (X,).
         seconds: per metric, transfers included, (3, Q, E, X); bounds, or exact where ``exact`` says so.
         exact: (3, Q, E, X).
         offsets: where the stages of each distinct first layer begin, for reductions over them.
     """
 
-    def __init__(self, options: PipelineOptions, contents: Contents, position: Position, allowed: Flags) -> None:
+    def __init__(
+        self, options: PipelineOptions, contents: Contents, position: Position, stages: Stages, before: "Place | None"
+    ) -> None:
         """List the stages; bounds follow with :meth:`bound`.
 
         Args:
             options: what layers may choose.
             contents: of the model.
             position: of the place.
-            allowed: by first layer and number of layers, (layers + 1, layers + 1).
+            stages: that can stand there.
+            before: the place before it.
         """
         self.position = position
-        self.start, length = np.nonzero(allowed)
-        self.end = self.start + length
-        self.content: Integers = contents.table[self.start, length]
+        self.start, self.end = stages
+        self.content: Integers = contents.of(stages)
         self.offsets = np.flatnonzero(np.diff(self.start, prepend=-1))
         self._options = options
         self._contents = contents
         self._graphs: dict[tuple[Weights, int], StageGraph] = {}
         self._searches: dict[tuple[Weights, int], StageSearch] = {}
-        num_exits = 1 if position.is_last else len(options.exits)
-        shape = (len(self.start), self.num_entries, num_exits)
         none = np.zeros((len(self.start), 1))
-        self._arriving: Floats = none if position.is_first else self._hops(position.stage_index - 1, self.start)
-        self._returning: Floats = none if position.is_last else self._hops(position.stage_index, self.end)
+        self.entries: Integers = np.zeros(1, dtype=np.int64) if before is None else before.exits
+        self.exits: Integers = self._list_exits()
+        shape = (len(self.start), self.num_entries, len(self.exits))
+        self._arriving: Floats = (
+            none if position.is_first else self._hops(position.stage_index - 1, self.start, self.entries)
+        )
+        self._returning: Floats = none if position.is_last else self._hops(position.stage_index, self.end, self.exits)
         self.seconds: Floats = np.full((3, *shape), np.inf)
         self.exact: Flags = np.zeros((3, *shape), dtype=bool)
 
     @property
     def num_entries(self) -> int:
         """Layouts in which a stage can be entered."""
-        return 1 if self.position.is_first else len(self._options.exits)
+        return len(self.entries)
+
+    def entry_layout(self, entry: int) -> Layout | None:
+        """Give a layout in which stages are entered; None on the first stage."""
+        return None if self.position.is_first else self._options.exits[self.entries[entry]]
+
+    def exit_layout(self, exit_index: int) -> Layout | None:
+        """Give a layout in which stages leave; None on the last stage."""
+        return None if self.position.is_last else self._options.exits[self.exits[exit_index]]
+
+    def _list_exits(self) -> Integers:
+        if self.position.is_last:
+            return np.zeros(1, dtype=np.int64)
+        last = {self._contents.distinct[content].pair[1] for content in self.content}
+        states = [self._options.layers[kind].own_states for kind in sorted(last)]
+        return rising(self._options.exit_of[np.concatenate([np.zeros(0, dtype=np.int64), *states])])
 
     def solve(
         self, metric: Metric, stage: int, entry: int, exit_index: int, cutoff_seconds: float = float("inf")
@@ -118,7 +140,7 @@ class Place:
         Returns:
             the strategies, with their seconds but for transfers, or None when the stage is not faster than the cutoff.
         """
-        content, leaving = int(self.content[stage]), self._leaving(exit_index)
+        content, leaving = int(self.content[stage]), self.exit_layout(exit_index)
         receiving = self.receiving_seconds(metric, stage, entry, exit_index)
         kinds = self._contents.kinds_of(content)
         choice = self._search(metric, entry).best(kinds, leaving, cutoff_seconds - receiving)
@@ -131,7 +153,7 @@ class Place:
     def glance(self, metric: Metric, stage: int, entry: int, exit_index: int) -> StageChoice | None:
         """Find good strategies of one stage, quickly."""
         kinds = self._contents.kinds_of(int(self.content[stage]))
-        return self._search(metric, entry).glance(kinds, self._leaving(exit_index))
+        return self._search(metric, entry).glance(kinds, self.exit_layout(exit_index))
 
     def transfer_seconds(self, stage: int, entry: int, exit_index: int) -> tuple[float, float]:
         """Give the transfers with which the forward and the backward pass of a stage begin."""
@@ -141,9 +163,6 @@ class Place:
         """Give what transfers add to a metric of a stage, which no choice inside it can change."""
         weights, (there, back) = self.position.weights(metric), self.transfer_seconds(stage, entry, exit_index)
         return weights[FORWARD] * there + weights[BACKWARD] * back
-
-    def _leaving(self, exit_index: int) -> Layout | None:
-        return None if self.position.is_last else self._options.exits[exit_index]
 
     def graph(self, metric: Metric, entry: int) -> StageGraph:
         """Give the graph of the stages that are entered in one layout."""
@@ -155,7 +174,7 @@ class Place:
                 weights=weights,
                 in_flight=self.position.in_flight,
                 budget_bytes=self.position.budget_bytes,
-                entry=None if self.position.is_first else self._options.exits[entry],
+                entry=self.entry_layout(entry),
                 feeds_next=not self.position.is_last,
             )
             like = next((graph for (own, _), graph in self._graphs.items() if own == weights), None)
@@ -168,18 +187,19 @@ class Place:
             self._searches[weights, entry] = StageSearch(self.graph(metric, entry))
         return self._searches[weights, entry]
 
-    def _hops(self, stage_index: int, ahead: Integers) -> Floats:
+    def _hops(self, stage_index: int, ahead: Integers, layouts: Integers) -> Floats:
         """Price transfers between a stage and the next, which begins with the layers ``ahead``, (Q, layouts)."""
         kinds = range(len(self._options.layers))
         by_kind = np.array([self._options.hop_seconds(kind, stage_index=stage_index) for kind in kinds])
-        return np.asarray(by_kind[np.array(self._options.kinds)[ahead - 1]])
+        return np.asarray(by_kind[np.array(self._options.kinds)[ahead - 1]][:, layouts])
 
     def bound(self) -> "Place":
         """Bound all stages."""
-        distinct, index = np.unique(self.content, return_inverse=True)
+        wanted = rising(self.content)
+        index = np.searchsorted(wanted, self.content)
         weightings = list(dict.fromkeys(self.position.weights(metric) for metric in Metric))
         graphs = [[self._graph(weights, entry) for entry in range(self.num_entries)] for weights in weightings]
-        bounds = BoundTable(graphs, self._contents).seconds(distinct)
+        bounds = BoundTable(graphs, self._contents, self.exits).seconds(wanted)
         for metric in Metric:
             weights = self.position.weights(metric)
             receiving = weights[FORWARD] * self._arriving[:, :, None] + weights[BACKWARD] * self._returning[:, None, :]
@@ -188,6 +208,7 @@ class Place:
 
     def peaks(self) -> Floats:
         """Give the least device memory that each stage needs, without the reserve, (Q, E, X)."""
-        distinct, index = np.unique(self.content, return_inverse=True)
+        wanted = rising(self.content)
+        index = np.searchsorted(wanted, self.content)
         graphs = [[self.graph(Metric.FINISH, entry) for entry in range(self.num_entries)]]
-        return np.asarray(BoundTable(graphs, self._contents, exact_caps=True).peaks(distinct)[index])
+        return np.asarray(BoundTable(graphs, self._contents, self.exits, exact_caps=True).peaks(wanted)[index])

@@ -7,13 +7,14 @@ tells how late each stage may begin, and thereby which skeletons have a bound be
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from galvatron_planner.problem import Schedule
 from galvatron_planner.search.front import ROUNDING
-from galvatron_planner.search.options import FORWARD, Floats, PipelineOptions
-from galvatron_planner.search.places import Metric, Place
+from galvatron_planner.search.options import FORWARD, Flags, Floats, Integers, PipelineOptions
+from galvatron_planner.search.places import Metric
 
 INFINITE = float("inf")
 NUM_BISECTIONS = 30
@@ -62,11 +63,52 @@ def schedule_seconds(work: Floats, onward: Floats, *, num_micro_batches: int, ah
     return np.asarray(work + waiting)
 
 
+class StageBounds(Protocol):
+    """Bounds of all stages of one place; see :class:`~galvatron_planner.search.places.Place`."""
+
+    @property
+    def start(self) -> Integers:
+        """First layer of each stage, rising, (Q,)."""
+
+    @property
+    def end(self) -> Integers:
+        """One past the last layer of each, (Q,)."""
+
+    @property
+    def offsets(self) -> Integers:
+        """Where the stages of each distinct first layer begin."""
+
+    @property
+    def seconds(self) -> Floats:
+        """By metric, (3, Q, E, X)."""
+
+    @property
+    def num_entries(self) -> int:
+        """Layouts in which a stage can be entered."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """What lies ahead of the stages, per place.
+
+    Attributes:
+        limit: of the whole step.
+        onward: least way through it and all later stages and back, by first layer and entry.
+        latest: how late it may begin, by first layer and entry.
+        begin: how late each of its stages may begin, (Q, E, X).
+    """
+
+    limit: float
+    onward: list[Floats]
+    latest: list[Floats]
+    begin: list[Floats]
+
+
 class Skeletons:
     """All skeletons of one pipeline; their bounds follow the places', which are sharpened on the way."""
 
     def __init__(
-        self, places: Sequence[Place], options: PipelineOptions, *, num_micro_batches: int, schedule: Schedule
+        self, places: Sequence[StageBounds], options: PipelineOptions, *, num_micro_batches: int, schedule: Schedule
     ) -> None:
         self._places = places
         least = np.cumsum(options.least_seconds[FORWARD])
@@ -75,15 +117,18 @@ class Skeletons:
         self._num_micro_batches = num_micro_batches
         self._schedule = schedule
 
-    def lowest(self, limit: float, solved: set[Skeleton]) -> Skeleton | None:
-        """Find the skeleton of lowest bound below the limit; where some have been solved, any other one below it."""
+    def lowest(self, limit: float, solved: set[Skeleton], *, resolution: float = ROUNDING) -> Skeleton | None:
+        """Find the skeleton of lowest bound below the limit; where some have been solved, any other one below it.
+
+        There is none whose bound is lower by more than ``resolution``, relative to the bound.
+        """
         found = None
         while (skeleton := next(self._below(limit, solved), None)) is not None:
             found = skeleton
             if solved:
                 break
             # From the bound of what was found on downwards, until nothing is below: few steps, for bounds are few.
-            limit = self.bound_of(skeleton) * (1 - ROUNDING)
+            limit = self.bound_of(skeleton) * (1 - resolution)
         return found
 
     def _onward(self) -> list[Floats]:
@@ -101,27 +146,51 @@ class Skeletons:
 
     def _slack(self, limit: float) -> list[Floats]:
         """Tell per place how late each stage may begin so that all that follows ends within the limit, (Q, E, X)."""
+        return self._followed(limit).begin
+
+    def _followed(self, limit: float) -> "_Ahead":
         onward = self._onward()
-        latest = np.full((self._num_layers + 1, 1), limit)
-        slack: list[Floats] = []
+        at_end = np.full((self._num_layers + 1, 1), limit)
+        ahead = _Ahead(limit, onward, [at_end] * (len(self._places) + 1), [at_end] * len(self._places))
         for k in reversed(range(len(self._places))):
             place = self._places[k]
-            passing = self._passing(k, onward[k + 1])
-            with np.errstate(invalid="ignore"):  # infinity minus infinity: a stage that does not fit
-                follows = latest[place.end][:, None, :] - place.seconds[Metric.TRAVERSAL]
-                begin = np.minimum(limit - passing, follows)
-            late = self._least_forward[place.start][:, None, None] + place.seconds[Metric.FINISH] > limit
-            begin = np.where(late | np.isnan(begin), -INFINITE, begin)
-            latest = np.full((self._num_layers + 1, place.num_entries), -INFINITE)
+            begin = ahead.begin[k] = self._latest_begin(k, place.seconds, ahead)
+            ahead.latest[k] = np.full((self._num_layers + 1, place.num_entries), -INFINITE)
             if len(place.start):
-                latest[place.start[place.offsets]] = np.maximum.reduceat(begin.max(axis=2), place.offsets, axis=0)
-            slack.append(begin)
-        return slack[::-1]
+                starts = place.start[place.offsets]
+                ahead.latest[k][starts] = np.maximum.reduceat(begin.max(axis=2), place.offsets, axis=0)
+        return ahead
 
-    def _passing(self, k: int, onward: Floats) -> Floats:
-        """Bound the time from where a stage begins to where it ends, (Q, E, X)."""
+    def _latest_begin(self, k: int, seconds: Floats, ahead: "_Ahead") -> Floats:
+        """Tell how late stages of a place may begin if they take ``seconds``, (3, Q, E, ...); -infinity for never."""
         place = self._places[k]
-        return self._passed(k, place.seconds[Metric.WORK], onward[place.end][:, None, :])
+        passing = self._passed(k, seconds[Metric.WORK], ahead.onward[k + 1][place.end][:, None, :])
+        with np.errstate(invalid="ignore"):  # infinity minus infinity: a stage that does not fit
+            latest = ahead.latest[k + 1][place.end][:, None, :]
+            begin = np.minimum(ahead.limit - passing, latest - seconds[Metric.TRAVERSAL])
+        late = self._least_forward[place.start][:, None, None] + seconds[Metric.FINISH] > ahead.limit
+        return np.where(late | np.isnan(begin), -INFINITE, begin)
+
+    def usable(self, limit: float, alternatives: Sequence[Floats]) -> list[Flags]:
+        """Tell which alternatives of which stages belong to some skeleton with a bound below the limit.
+
+        Args:
+            limit: of the skeleton.
+            alternatives: per place other seconds of its stages, (3, Q, E, any number); layouts must not be told apart.
+
+        Returns:
+            per place, (Q, any number).
+        """
+        ahead, begun = self._followed(limit), np.zeros((self._num_layers + 1, 1))
+        begun[1:] = INFINITE
+        found: list[Flags] = []
+        for k, (place, seconds) in enumerate(zip(self._places, alternatives, strict=True)):
+            begins = begun[place.start][:, :, None]
+            found.append(np.asarray((self._latest_begin(k, seconds, ahead) >= begins).any(axis=1)))
+            ways = begins + place.seconds[Metric.TRAVERSAL]
+            begun = np.full((self._num_layers + 1, place.seconds.shape[3]), INFINITE)
+            np.minimum.at(begun, place.end, ways.min(axis=1))
+        return found
 
     def _below(self, limit: float, solved: set[Skeleton]) -> Iterator[Skeleton]:
         """Give the skeletons whose bound is below the limit, depth first, the ones with most slack first."""

@@ -18,9 +18,12 @@ from galvatron_planner.search.guide import Guide, guide, memory_prices
 from galvatron_planner.search.options import Flags, Floats, Integers
 from galvatron_planner.strategy import LayerStrategy, Layout
 
-NUM_BISECTIONS = 4
-LEAF_CAPS = 1
-"""Neighbouring caps that are searched together: more make weaker bounds, fewer make more searches."""
+NUM_ROUNDS = 2
+"""How often the memory price at which choices begin to fit is narrowed down."""
+NUM_STEPS = 10
+"""Prices tried at once, after the first round."""
+NUM_PARTS = 6
+"""Parts into which a range of caps is split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class StageSearch:
     def __init__(self, graph: StageGraph) -> None:
         self._graph = graph
         self._solved: dict[tuple[Kinds, Layout | None], tuple[StageChoice | None, float]] = {}
+        self._glanced: dict[tuple[Kinds, Layout | None], StageChoice | None] = {}
 
     @cached_property
     def _prices(self) -> Floats:
@@ -79,10 +83,10 @@ class StageSearch:
     def glance(self, kinds: Kinds, exit_layout: Layout | None) -> StageChoice | None:
         """Find a good choice that fits, quickly."""
         choice, _ = self._solved.get((kinds, exit_layout), (None, 0.0))
-        if choice is not None:
-            return choice
-        path = self._solver(kinds, exit_layout, float("inf")).glance()
-        return None if path is None else self._choice(kinds, path)
+        if choice is None and (kinds, exit_layout) not in self._glanced:
+            path = self._solver(kinds, exit_layout, float("inf")).glance()
+            self._glanced[kinds, exit_layout] = None if path is None else self._choice(kinds, path)
+        return choice or self._glanced[kinds, exit_layout]
 
     def _solver(self, kinds: Kinds, exit_layout: Layout | None, cutoff_seconds: float) -> "_Solver":
         return _Solver(self._graph, kinds, self._graph.leaves_in(exit_layout), self._prices, cutoff_seconds)
@@ -110,70 +114,69 @@ class _Solver:
         caps = self._graph.caps(self._kinds)
         if len(caps) == 0 or not self._leaves.any():
             return None
-        everything = self._follow(self._guide(np.zeros(1), int(caps[-1])))
+        everything = self._cheapest(np.zeros(1), int(caps[-1]))[0]
         if everything is None or self._fits(everything):
             return everything
-        queue = [(self._bound(caps, 0, len(caps) - 1), 0, len(caps) - 1)]
+        queue = self._bounded(caps, [(0, len(caps) - 1)])
         while queue and queue[0][0] < self._cutoff * (1 - ROUNDING):
             _, low, high = heapq.heappop(queue)
-            if high - low < LEAF_CAPS:
-                self._search_between(int(caps[low]), int(caps[high]))
+            if low == high:
+                self._search_at(int(caps[low]))
                 continue
-            middle = (low + high) // 2
-            for part in ((low, middle), (middle + 1, high)):
-                heapq.heappush(queue, (self._bound(caps, *part), *part))
+            for part in self._bounded(caps, _split(low, high)):
+                heapq.heappush(queue, part)
         return self._best
 
     def glance(self) -> _Path | None:
-        """Try the memory prices only."""
+        """Try the memory prices only, with the most promising cap."""
         caps = self._graph.caps(self._kinds)
         if len(caps) and self._leaves.any():
-            self._search_price(int(caps[-1]))
+            _, _, high = min(self._bounded(caps, _split(0, len(caps) - 1)))
+            self._search_price(int(caps[high]))
         return self._best
 
     def _room(self, cap: int) -> int:
         return self._graph.task.budget_bytes - cap
 
     def _guide(self, prices: Floats, cap: int) -> Guide:
-        return guide(self._graph, self._kinds, self._leaves, prices=prices, cap=cap)
+        return guide(self._graph, self._kinds, self._leaves, prices=prices, caps=np.full(len(prices), cap))
 
-    def _bound(self, caps: Integers, low: int, high: int) -> float:
-        """Bound choices whose working memory lies in a range: every option up to its end, charged with its start."""
-        return self._guide(self._prices, int(caps[high])).seconds(self._room(int(caps[low])))
+    def _bounded(self, caps: Integers, ranges: Sequence[tuple[int, int]]) -> list[tuple[float, int, int]]:
+        """Bound choices whose working memory lies in ranges: every option up to an end, charged with the start."""
+        most, least = (np.repeat([caps[one[end]] for one in ranges], len(self._prices)) for end in (1, 0))
+        prices = np.tile(self._prices, len(ranges))
+        along = guide(self._graph, self._kinds, self._leaves, prices=prices, caps=most)
+        bounds = along.bounds(self._graph.task.budget_bytes - least.astype(np.float64))
+        best = bounds.reshape(len(ranges), -1).max(axis=1)
+        return [(float(bound), low, high) for bound, (low, high) in zip(best, ranges, strict=True)]
 
-    def _search_between(self, least: int, most: int) -> None:
+    def _search_at(self, cap: int) -> None:
         if self._around is None:
-            self._around = self._search_price(most)
-        along = self._guide(np.array([0.0, *self._around]), most)
-        if along.seconds(self._room(least)) > self._cutoff * (1 + ROUNDING):
+            self._around = self._search_price(cap)
+        along = self._guide(np.array([0.0, *self._around]), cap)
+        if along.seconds(self._room(cap)) > self._cutoff * (1 + ROUNDING):
             return
-        limits = Limits(most, least, self._room(0), self._cutoff)
+        limits = Limits(cap, cap, self._room(0), self._cutoff)
         choices = fastest_choice(self._graph, self._kinds, self._leaves, along=along, limits=limits)
         if choices is not None:
             self._offer(self._path(choices))
 
     def _search_price(self, cap: int) -> tuple[float, float]:
-        """Bisect the memory price at which the cheapest choice begins to fit, and offer mixtures of both sides.
+        """Narrow down the memory price at which the cheapest choice begins to fit, and offer mixtures of both sides.
 
         Returns:
             the prices on both sides.
         """
-        low, high = 0.0, float(self._prices[-1])
-        along = self._guide(self._prices, cap)
-        for index, price in enumerate(self._prices):
-            path = self._follow(along, index)
-            if path is not None and self._fits(path):
-                self._offer(path)
-                high = float(price)
-                break
-            low = float(price)
-        for _ in range(NUM_BISECTIONS):
-            middle = (low + high) / 2
-            path = self._cheapest_at(middle, cap)
-            fits = path is not None and self._fits(path)
-            low, high = (low, middle) if fits else (middle, high)
-            self._offer(path)
-        cheap, frugal = self._cheapest_at(low, cap), self._cheapest_at(high, cap)
+        prices, cheap, frugal = self._prices, None, None
+        for _ in range(NUM_ROUNDS):
+            paths = self._cheapest(prices, cap)
+            fits = [path is not None and self._fits(path) for path in paths]
+            first = fits.index(True) if True in fits else len(fits) - 1
+            frugal = paths[first]
+            self._offer(frugal)
+            low, high = float(prices[max(first - 1, 0)]), float(prices[first])
+            cheap = paths[max(first - 1, 0)]
+            prices = np.linspace(low, high, NUM_STEPS)
         if cheap is not None and frugal is not None:
             self._offer(self._mixture(cheap, frugal))
             self._offer(self._mixture(frugal, cheap))
@@ -210,9 +213,6 @@ class _Solver:
             state = int(edges.state[choice])
         return np.array(steps, dtype=np.float64)
 
-    def _cheapest_at(self, price: float, cap: int) -> _Path | None:
-        return self._follow(self._guide(np.array([price]), cap))
-
     def _fits(self, path: _Path) -> bool:
         return path.peak_bytes <= self._graph.task.budget_bytes
 
@@ -220,19 +220,26 @@ class _Solver:
         if path is not None and self._fits(path) and path.seconds < self._cutoff:
             self._best, self._cutoff = path, path.seconds
 
-    def _follow(self, along: Guide, price_index: int = 0) -> _Path | None:
-        """Walk the cheapest way at one of the guide's memory prices."""
-        price, cap = float(along.prices[price_index]), along.cap
-        state, choices = 0, []
-        for edges, to_go in zip(self._graph.path(self._kinds), along.to_go, strict=True):
-            paid = edges.seconds[state] + price * edges.kept + to_go[price_index, edges.state]
-            paid = np.where(edges.working[state] <= cap, paid, np.inf)
-            choice = int(np.argmin(paid))
-            if not np.isfinite(paid[choice]):
-                return None
+    def _cheapest(self, prices: Floats, cap: int) -> list[_Path | None]:
+        """Walk the cheapest way at every memory price."""
+        along, paths = self._guide(prices, cap), self._graph.path(self._kinds)
+        distinct = {id(edges): edges for edges in paths}
+        allowed = {key: np.where(edges.working <= cap, edges.seconds, np.inf) for key, edges in distinct.items()}
+        priced = {key: prices[:, None] * edges.kept for key, edges in distinct.items()}
+        state = working = kept = np.zeros(len(prices), dtype=np.int64)
+        seconds, choices = np.zeros(len(prices)), []
+        for edges, to_go in zip(paths, along.to_go, strict=True):
+            paid = allowed[id(edges)][state] + priced[id(edges)] + to_go[:, edges.state]
+            choice = paid.argmin(axis=1)
             choices.append(choice)
-            state = int(edges.state[choice])
-        return self._path(choices)
+            seconds = seconds + edges.seconds[state, choice]
+            kept, working = kept + edges.kept[choice], np.maximum(working, edges.working[state, choice])
+            state = edges.state[choice]
+        peaks = kept + working + self._graph.exit_bytes(self._kinds[-1])[state]
+        return [
+            _Path(tuple(way.tolist()), float(own), int(peak)) if np.isfinite(total) else None
+            for way, own, peak, total in zip(np.array(choices).T, seconds, peaks, along.total, strict=True)
+        ]
 
     def _path(self, choices: list[int]) -> _Path:
         """Add up one option a layer."""
@@ -243,3 +250,9 @@ class _Solver:
             working = max(working, int(edges.working[state, choice]))
             state = int(edges.state[choice])
         return _Path(tuple(choices), seconds, kept + working + int(self._graph.exit_bytes(self._kinds[-1])[state]))
+
+
+def _split(low: int, high: int) -> list[tuple[int, int]]:
+    """Split a range into as many equal parts as are bounded together."""
+    parts = np.array_split(np.arange(low, high + 1), NUM_PARTS)
+    return [(int(part[0]), int(part[-1])) for part in parts if len(part)]

@@ -1,7 +1,7 @@
 """Candidates on one line, for reports."""
 
 from galvatron_planner.plan import StagePlan, summarize_strategies
-from galvatron_planner.search.partition import Candidate
+from galvatron_planner.search.joint import Candidate
 from galvatron_planner.search.report import Alternative
 
 

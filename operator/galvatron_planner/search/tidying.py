@@ -11,7 +11,7 @@ from galvatron_planner.cost.step import price_step
 from galvatron_planner.model import LayerSpec
 from galvatron_planner.problem import PlanningProblem
 from galvatron_planner.search.front import ROUNDING
-from galvatron_planner.search.partition import Candidate
+from galvatron_planner.search.joint import Candidate
 from galvatron_planner.strategy import LayerStrategy
 
 

@@ -13,11 +13,13 @@ import numpy as np
 from galvatron_planner.search.front import ROUNDING
 from galvatron_planner.search.graph import Kinds, StageGraph
 from galvatron_planner.search.guide import Guide, guide, memory_prices
-from galvatron_planner.search.options import Flags, Floats, Integers
+from galvatron_planner.search.options import Flags, Floats, Integers, rising
 from galvatron_planner.strategy import LayerStrategy
 
-MAX_CHOICES = 400
+MAX_CHOICES = 2000
 """Ways to run some layers that are followed at once; with more the stage stays unsolved."""
+MAX_COMPARED = 4000
+"""Ways that end in one state and are compared pair by pair; of more, none is left out."""
 NUM_AMOUNTS = 4
 
 
@@ -72,8 +74,10 @@ def tradeoffs(ceilings: Sequence[Ceiling], kinds: Kinds, leaves: Flags) -> list[
     if len(caps) == 0:
         return []
     guides = [
-        guide(one.graph, kinds, leaves, prices=memory_prices(graph.options, one.graph.task), cap=int(caps[-1]))
-        for one in ceilings
+        guide(one.graph, kinds, leaves, prices=prices, caps=np.full(len(prices), caps[-1]))
+        for one, prices in zip(
+            ceilings, (memory_prices(graph.options, one.graph.task) for one in ceilings), strict=True
+        )
     ]
     units = [_unit_graph(graph, index) for index in range(NUM_AMOUNTS)]
     zero = np.zeros(1, dtype=np.int64)
@@ -132,12 +136,13 @@ def _undominated(ways: _Ways) -> Flags:
     criteria = np.column_stack([ways.amounts, ways.kept, ways.working])
     kept = np.ones(len(criteria), dtype=bool)
     order = np.lexsort(criteria.T[::-1])
-    for state in np.unique(ways.state):
+    for state in rising(ways.state):
         among = order[ways.state[order] == state]
-        if len(among) > 8 * MAX_CHOICES:
+        if len(among) > MAX_COMPARED:
             continue
-        own = criteria[among]
         # Sorted: whoever matches a way stands before it.
-        matched = np.all(own[:, None, :] <= own[None, :, :], axis=2)
+        matched = np.ones((len(among), len(among)), dtype=bool)
+        for amounts in criteria[among].T:
+            matched &= amounts[:, None] <= amounts
         kept[among] = ~np.triu(matched, k=1).any(axis=0)
     return kept

@@ -17,10 +17,10 @@ from galvatron_planner.cost.step import BatchSplit, StageStrategies, price_step,
 from galvatron_planner.dimensions import refusal
 from galvatron_planner.model import LayerSpec
 from galvatron_planner.problem import PlanningProblem, SearchLimits
-from galvatron_planner.search.candidates import degrees, seconds_per_sample, splits
 from galvatron_planner.search.cuts import Cut, between, lightest_cut
+from galvatron_planner.search.joint import Candidate
 from galvatron_planner.search.options import Floats
-from galvatron_planner.search.partition import Candidate
+from galvatron_planner.search.ranges import degrees, seconds_per_sample, splits
 from galvatron_planner.strategy import Axis, Dimension, LayerStrategy
 
 
@@ -111,6 +111,8 @@ class UniformSearch:
         self._problem = problem
         self._prices = prices
         self._layers = families.layers(problem.model)
+        self._distinct = tuple(dict.fromkeys(self._layers))
+        self._kinds = [self._distinct.index(layer) for layer in self._layers]
         self._costs: dict[tuple[LayerStrategy, int], _Costs] = {}
         self._fitted: dict[UniformPlan, Candidate | None] = {}
 
@@ -206,23 +208,29 @@ class UniformSearch:
         return self._costs[key]
 
     def _add_up(self, strategy: LayerStrategy, micro_batch_size: int) -> _Costs:
-        costs = {
-            layer: self._prices.layer(layer, _on(layer, strategy), micro_batch_size)
-            for layer in dict.fromkeys(self._layers)
-        }
+        costs = {layer: self._prices.layer(layer, _on(layer, strategy), micro_batch_size) for layer in self._distinct}
         leaving = {
             layer: self._prices.leaving_bytes(layer, micro_batch_size) // strategy.data_degree for layer in costs
         }
-        each = [costs[layer] for layer in self._layers]
-        gathered = [0, *(cost.gathered_bytes for cost in each[:-1])]
-        return _Costs(
-            pass_seconds=_running_sum(cost.forward_seconds + cost.backward_seconds for cost in each),
-            once_seconds=_running_sum(cost.sync_seconds + cost.optimizer_seconds for cost in each),
-            state_bytes=_running_sum(cost.state_bytes for cost in each),
-            activation_bytes=_running_sum(cost.activation_bytes for cost in each),
-            working_bytes=np.array([c.transient_bytes + ahead for c, ahead in zip(each, gathered, strict=True)], float),
-            exit_bytes=np.array([leaving[layer] for layer in self._layers], float),
-        )
+        each = np.array(
+            [
+                (
+                    cost.forward_seconds + cost.backward_seconds,
+                    cost.sync_seconds + cost.optimizer_seconds,
+                    cost.state_bytes,
+                    cost.activation_bytes,
+                    cost.transient_bytes,
+                    cost.gathered_bytes,
+                    leaving[layer],
+                )
+                for layer, cost in costs.items()
+            ],
+            dtype=np.float64,
+        )[self._kinds]
+        sums = np.concatenate([np.zeros((1, 4)), np.cumsum(each[:, :4], axis=0)])
+        ahead = np.concatenate([[0.0], each[:-1, 5]])
+        passes, once, states, activations = sums.T
+        return _Costs(passes, once, states, activations, each[:, 4] + ahead, each[:, 6])
 
 
 def _strategies(num_devices: int) -> Iterator[LayerStrategy]:
@@ -248,7 +256,3 @@ def _admitted(limits: SearchLimits, layer: LayerSpec, strategy: LayerStrategy) -
 
 def _amount_in_flight(plan: UniformPlan) -> tuple[int, int]:
     return plan.split.micro_batch_size, plan.split.num_micro_batches
-
-
-def _running_sum(amounts: Iterable[float]) -> Floats:
-    return np.concatenate([[0.0], np.cumsum(np.fromiter(amounts, dtype=np.float64))])

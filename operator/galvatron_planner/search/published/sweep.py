@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from galvatron_planner.cost.prices import PriceList
 from galvatron_planner.cost.step import price_step
 from galvatron_planner.problem import PlanningProblem
-from galvatron_planner.search.candidates import Outcome, degrees, splits_of
-from galvatron_planner.search.partition import Candidate
+from galvatron_planner.search.candidates import Outcome
+from galvatron_planner.search.joint import Candidate
 from galvatron_planner.search.published.stages import Pipeline, StageSolver
+from galvatron_planner.search.ranges import degrees, splits_of
 
 Solve = Callable[[StageSolver], Pipeline | None]
 """A way to cut the model into the stages of one batch split and pipeline degree."""
