@@ -17,6 +17,7 @@ from galvatron_planner.model import Precision
 from galvatron_planner.plan import Plan
 from galvatron_planner.strategy import Dimension, LayerStrategy, Layout
 from galvatron_runtime.blocks import LayerModule
+from galvatron_runtime.data import Batch
 from galvatron_runtime.mesh import Meshes, build_meshes
 from galvatron_runtime.model import InitialValues, build_without_memory, global_name, materialize, parameter_dtype
 from galvatron_runtime.parallel import gradients, tensor
@@ -28,8 +29,8 @@ from galvatron_runtime.parallel.replicated import GradientBucket, MixedPrecision
 from galvatron_runtime.parallel.sharded import ShardedParameters, SharedStreams, mixed_precision
 from galvatron_runtime.parallel.stage import Stage
 
-ReadRows = Callable[[int, int], tuple[Tensor, Tensor]]
-"""Gives inputs and targets, int64 [rows, sequence], of rows ``first`` to one before ``last`` of the global batch."""
+ReadRows = Callable[[int, int], Batch]
+"""Gives rows ``first`` to one before ``last`` of the global batch."""
 
 
 def apply(plan: Plan, *, seed: int, device: torch.device) -> "ParallelModel":
@@ -167,13 +168,12 @@ class ParallelModel:
         """Read the rows of a micro-batch that this stage's ends need."""
         tokens = targets = None
         if self.stage_index == 0:
-            tokens, _ = self._read_rows(number, self.plan.stages[0].layers[0].layout, read)
+            (tokens,) = self._read_rows(number, self.plan.stages[0].layers[0].layout, read).inputs
         if self.stage_index == len(self.plan.stages) - 1:
-            _, targets = self._read_rows(number, self.plan.stages[-1].layers[-1].layout, read)
+            targets = self._read_rows(number, self.plan.stages[-1].layers[-1].layout, read).targets
         return MicroBatch(tokens, targets)
 
-    def _read_rows(self, number: int, layout: Layout, read: ReadRows) -> tuple[Tensor, Tensor]:
+    def _read_rows(self, number: int, layout: Layout, read: ReadRows) -> Batch:
         size = self.plan.micro_batch_size
         first, last = layout.rows(self.meshes.stage_rank, size)
-        inputs, targets = read(number * size + first, number * size + last)
-        return inputs.to(self.meshes.device, non_blocking=True), targets.to(self.meshes.device, non_blocking=True)
+        return read(number * size + first, number * size + last).to(self.meshes.device)

@@ -29,25 +29,26 @@ def test_a_sample_does_not_depend_on_who_else_reads(step: int, cut: int, seed: i
     source = SyntheticSamples(vocabulary_size=67, sequence_length=5, seed=seed)
     whole = source.samples(step, 0, 8)
     parts = source.samples(step, 0, cut), source.samples(step, cut, 8)
-    for together, (first, second) in zip(whole, zip(*parts, strict=True), strict=True):
-        assert torch.equal(together, torch.cat((first, second)))
+    assert torch.equal(whole.inputs[0], torch.cat([part.inputs[0] for part in parts]))
+    assert torch.equal(whole.targets, torch.cat([part.targets for part in parts]))
 
 
 def test_samples_of_a_text_do_not_depend_on_who_else_reads(tmp_path: Path) -> None:
     source = opened(text_file(tmp_path), tmp_path)
-    whole, _ = source.samples(3, 0, 8)
-    assert torch.equal(whole[5:7], source.samples(3, 5, 7)[0])
+    (whole,) = source.samples(3, 0, 8).inputs
+    assert torch.equal(whole[5:7], source.samples(3, 5, 7).inputs[0])
 
 
 def test_steps_and_seeds_bring_other_samples(tmp_path: Path) -> None:
     files = text_file(tmp_path)
-    inputs, _ = opened(files, tmp_path).samples(0, 0, 8)
-    assert not torch.equal(inputs, opened(files, tmp_path).samples(1, 0, 8)[0])
-    assert not torch.equal(inputs, opened(files, tmp_path, seed=2).samples(0, 0, 8)[0])
+    (inputs,) = opened(files, tmp_path).samples(0, 0, 8).inputs
+    assert not torch.equal(inputs, opened(files, tmp_path).samples(1, 0, 8).inputs[0])
+    assert not torch.equal(inputs, opened(files, tmp_path, seed=2).samples(0, 0, 8).inputs[0])
 
 
 def test_a_sample_is_a_piece_of_the_text_and_its_targets_follow_it(tmp_path: Path) -> None:
-    inputs, targets = opened(text_file(tmp_path), tmp_path).samples(0, 0, 4)
+    batch = opened(text_file(tmp_path), tmp_path).samples(0, 0, 4)
+    (inputs,), targets = batch.inputs, batch.targets
     assert inputs.shape == targets.shape == (4, 16)
     assert inputs.dtype == targets.dtype == torch.int64
     for row, following in zip(inputs.tolist(), targets.tolist(), strict=True):
@@ -56,13 +57,13 @@ def test_a_sample_is_a_piece_of_the_text_and_its_targets_follow_it(tmp_path: Pat
 
 
 def test_synthetic_tokens_cover_the_vocabulary_and_nothing_else(tmp_path: Path) -> None:
-    inputs, _ = opened(SyntheticData(), tmp_path, vocabulary_size=67).samples(0, 0, 512)
+    (inputs,) = opened(SyntheticData(), tmp_path, vocabulary_size=67).samples(0, 0, 512).inputs
     assert set(inputs.flatten().tolist()) == set(range(67))
 
 
 def test_a_text_that_is_just_long_enough_gives_its_only_sample(tmp_path: Path) -> None:
-    inputs, targets = opened(text_file(tmp_path, "0123456789abcdefg"), tmp_path).samples(0, 0, 1)
-    assert bytes(inputs[0].tolist() + targets[0, -1:].tolist()) == b"0123456789abcdefg"
+    batch = opened(text_file(tmp_path, "0123456789abcdefg"), tmp_path).samples(0, 0, 1)
+    assert bytes(batch.inputs[0][0].tolist() + batch.targets[0, -1:].tolist()) == b"0123456789abcdefg"
 
 
 def test_files_of_a_directory_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from galvatron_planner.plan import Plan
 from galvatron_planner.workload import parameters
 from galvatron_runtime.apply import ParallelModel, apply
 from galvatron_runtime.blocks import LayerModule, build_layer
+from galvatron_runtime.data import Batch
 from galvatron_runtime.mesh import finish, start_process_groups
 from galvatron_runtime.model import InitialValues, global_name
 
@@ -80,8 +81,8 @@ def train(model: ParallelModel) -> Outcome:
     for step in range(NUM_STEPS):
         tokens = samples(model.plan.model, model.plan.global_batch_size, step)
 
-        def read(first: int, last: int, tokens: Tensor = tokens) -> tuple[Tensor, Tensor]:
-            return tokens[first:last, :-1], tokens[first:last, 1:]
+        def read(first: int, last: int, tokens: Tensor = tokens) -> Batch:
+            return Batch((tokens[first:last, :-1],), tokens[first:last, 1:])
 
         losses.append(model.run_step(read).loss)
         norms.append(model.clip_gradients(CLIP_NORM))

@@ -10,6 +10,7 @@ from galvatron_planner.problem import Schedule
 from galvatron_planner.profiles import Collective, ProfileRequest
 from galvatron_planner.strategy import Axis, Dimension, LayerStrategy
 from galvatron_runtime.apply import apply
+from galvatron_runtime.data import Batch
 from galvatron_runtime.measure.bench import Bench
 from galvatron_runtime.measure.links import Link, is_used, prepare
 from galvatron_runtime.memory import MemoryMeter, return_freed_memory
@@ -90,5 +91,5 @@ def _strategy(*axes: tuple[Dimension, int], checkpoint: bool = False) -> LayerSt
 def _take_step(plan: Plan, bench: Bench) -> None:
     model = apply(plan, seed=0, device=bench.device)
     tokens = torch.zeros(plan.global_batch_size, plan.model.sequence_length, dtype=torch.long)
-    model.run_step(lambda first, last: (tokens[first:last], tokens[first:last]))
+    model.run_step(lambda first, last: Batch((tokens[first:last],), tokens[first:last]))
     model.clip_gradients(1.0)

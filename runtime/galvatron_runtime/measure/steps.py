@@ -60,8 +60,7 @@ def step_overhead_seconds(request: ProfileRequest, *, bench: Bench, budget_secon
     is_stopping = torch.zeros((), device=bench.device)
 
     def run_once() -> None:
-        for tokens in samples.samples(0, 0, request.micro_batch_sizes[0]):
-            tokens.to(bench.device)
+        samples.samples(0, 0, request.micro_batch_sizes[0]).to(bench.device)
         for figure in (loss, is_stopping):
             dist.all_reduce(figure)
             figure.item()

@@ -1,9 +1,4 @@
-"""Where tokens come from: sample ``i`` of step ``n`` depends on the seed, ``n`` and ``i`` only, never on the plan.
-
-Texts become one file of bytes per node, a token each, made by the first process that wants it and mapped by all of
-them. Samples are windows at drawn places, so there are no epochs and nothing to save: a resumed run goes on with the
-very samples that the unbroken run would have seen.
-"""
+"""Texts become one file of bytes per node, a token each, made by the first process that wants it and mapped by all."""
 
 import ast
 import fcntl
@@ -13,17 +8,10 @@ import os
 import sysconfig
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
 from galvatron_planner.errors import GalvatronError
-from galvatron_planner.model import ModelSpec
 from galvatron_planner.training import DataSource, PythonDocs, SyntheticData, TextFiles
 
 log = logging.getLogger(__name__)
@@ -47,80 +35,7 @@ class UnusableData(GalvatronError):
     """A data source from which no sample can be drawn."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenSamples:
-    """Windows of a text of bytes.
-
-    Attributes:
-        tokens: the whole text, uint8 [T], mapped.
-        sequence_length: tokens per sample.
-        seed: of the places.
-    """
-
-    tokens: NDArray[np.uint8]
-    sequence_length: int
-    seed: int
-
-    def samples(self, step: int, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Read samples ``first`` to ``last`` (excluded) of the global batch of ``step``.
-
-        Returns:
-            inputs and targets, int64 [last - first, S] each; a target is the token after its input.
-        """
-        places = len(self.tokens) - self.sequence_length
-        starts = _draws(self.seed, step, np.arange(first, last)) % np.uint64(places)
-        window = np.arange(self.sequence_length + 1)
-        return _shifted(self.tokens[starts.astype(np.int64)[:, None] + window])
-
-
-@dataclass(frozen=True, slots=True)
-class SyntheticSamples:
-    """Tokens without meaning, drawn uniformly from the vocabulary."""
-
-    vocabulary_size: int
-    sequence_length: int
-    seed: int
-
-    def samples(self, step: int, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Draw samples; shapes as in :meth:`TokenSamples.samples`."""
-        samples = _draws(self.seed, step, np.arange(first, last))
-        window = np.arange(self.sequence_length + 1, dtype=np.uint64)
-        return _shifted(_mix(samples[:, None] + window) % np.uint64(self.vocabulary_size))
-
-
-Samples = TokenSamples | SyntheticSamples
-
-
-def open_samples(source: DataSource, *, model: ModelSpec, seed: int, directory: Path) -> Samples:
-    """Make a data source ready to be read.
-
-    Args:
-        source: where tokens come from.
-        model: how long samples are, and which tokens it knows.
-        seed: of the data order.
-        directory: of this node; token files are kept there.
-
-    Raises:
-        UnusableData: when no sample can be drawn, before anything has started.
-    """
-    if isinstance(source, SyntheticData):
-        return SyntheticSamples(model.vocabulary_size, model.sequence_length, seed)
-    if model.vocabulary_size < BYTE_VOCABULARY:
-        raise UnusableData(
-            f"the model knows {model.vocabulary_size} tokens, texts have {BYTE_VOCABULARY} (one per byte)",
-            remedy=f"set the vocabulary size to at least {BYTE_VOCABULARY}, or use synthetic data",
-        )
-    path = _token_file(source, directory)
-    if path.stat().st_size <= model.sequence_length:
-        raise UnusableData(
-            f"{_describe(source)} has {path.stat().st_size} bytes,"
-            f" a sample needs {model.sequence_length + 1} (sequence length plus one)",
-            remedy="add text, or shorten the sequence",
-        )
-    return TokenSamples(np.memmap(path, dtype=np.uint8, mode="r"), model.sequence_length, seed)
-
-
-def _token_file(source: PythonDocs | TextFiles, directory: Path) -> Path:
+def token_file(source: PythonDocs | TextFiles, directory: Path) -> Path:
     """Find the token file of a source, or make it; processes of a node that want it too wait for the first."""
     files = _python_sources() if isinstance(source, PythonDocs) else _text_files(Path(source.path))
     path = directory / "data" / f"{_fingerprint(source, files)}.tokens"
@@ -129,7 +44,7 @@ def _token_file(source: PythonDocs | TextFiles, directory: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             _write_tokens(path, _documentation(files) if isinstance(source, PythonDocs) else _contents(files))
-            log.info("token file written", extra={"source": _describe(source), "num_tokens": path.stat().st_size})
+            log.info("token file written", extra={"source": describe(source), "num_tokens": path.stat().st_size})
     return path
 
 
@@ -147,7 +62,8 @@ def _fingerprint(source: DataSource, files: Sequence[Path]) -> str:
     return hashlib.sha256(f"{source.model_dump_json()}\n{listing}".encode()).hexdigest()[:16]
 
 
-def _describe(source: DataSource) -> str:
+def describe(source: DataSource) -> str:
+    """Name a source in a message."""
     match source:
         case TextFiles():
             return f"text {source.path!r}"
@@ -230,26 +146,3 @@ def _docstrings(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFun
     for child in node.body:
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield from _docstrings(child, f"{name}.{child.name}")
-
-
-def _shifted(tokens: NDArray[np.uint8] | NDArray[np.uint64]) -> tuple[Tensor, Tensor]:
-    """Split [rows, S + 1] into inputs and targets [rows, S]."""
-    whole = torch.from_numpy(tokens.astype(np.int64))
-    return whole[:, :-1].contiguous(), whole[:, 1:].contiguous()
-
-
-def _draws(seed: int, step: int, samples: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """One 64-bit number per sample, a function of its three arguments only."""
-    key = _mix(_mix(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(step))
-    return _mix(key + samples.astype(np.uint64))
-
-
-def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Scramble each number so that neighbours become unrelated.
-
-    Source: the SplitMix64 step of Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014.
-    """
-    z = state + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
