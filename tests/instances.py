@@ -58,13 +58,15 @@ EXCLUDED = (
     (),
     (),
     (SearchDimension.CKPT,),
+    (SearchDimension.ZERO2,),
+    (SearchDimension.ZERO2, SearchDimension.CKPT),
     (SearchDimension.SDP,),
     (SearchDimension.TP,),
     (SearchDimension.DP, SearchDimension.CKPT),
-    (SearchDimension.SDP, SearchDimension.CKPT),
+    (SearchDimension.ZERO2, SearchDimension.SDP, SearchDimension.CKPT),
     (SearchDimension.TP, SearchDimension.CKPT),
     (SearchDimension.PP,),
-    (SearchDimension.SDP, SearchDimension.TP),
+    (SearchDimension.DP, SearchDimension.SDP, SearchDimension.TP),
 )
 
 

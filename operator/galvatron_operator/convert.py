@@ -1,7 +1,6 @@
 """``galvatron convert``: plans and profiles of Hetu-Galvatron in our documents, and plans of ours in its JSON."""
 
 import json
-from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +18,6 @@ from galvatron_planner.presets import model_named
 from galvatron_planner.problem import BatchRange, PlanningProblem, SearchLimits
 from galvatron_planner.profiles import Profile, ProfileRequest
 from galvatron_planner.search.request import profile_request
-from galvatron_planner.strategy import Dimension
 from galvatron_planner.units import format_bytes
 
 app = typer.Typer(no_args_is_help=True, help="Exchange plans and measurements with Hetu-Galvatron.")
@@ -32,13 +30,6 @@ OutputOption = Annotated[Path, typer.Option("--output", help="The file to write.
 
 
 _NO_LIMITS = SearchLimits()
-
-
-class Zero2(StrEnum):
-    """What to take for ZeRO-2."""
-
-    DP = "dp"
-    FSDP = "fsdp"
 
 
 class UnreadableFile(GalvatronError):
@@ -57,9 +48,6 @@ def plan(  # noqa: PLR0913 -- the options of a command
     profile: Annotated[
         Path | None, typer.Option(help="Prices an imported plan; without it the device catalogue does.")
     ] = None,
-    zero2: Annotated[
-        Zero2 | None, typer.Option("--zero2-as", help="What to take for default_dp_type zero2, which we lack.")
-    ] = None,
 ) -> None:
     """Write a plan of ours as a galvatron_config, or one of theirs as plan.json (with --model and --cluster)."""
     if "schema" in _read(file):
@@ -69,8 +57,7 @@ def plan(  # noqa: PLR0913 -- the options of a command
     if not (model and cluster):
         raise InvalidInput(f"{file} does not say its model and cluster", remedy="add --model and --cluster")
     described, spec = parse_cluster(cluster), model_named(model, sequence_length=sequence_length)
-    dimension = None if zero2 is None else Dimension(zero2.value)
-    imported = from_galvatron(theirs, model=spec, cluster=described.cluster(), zero2=dimension)
+    imported = from_galvatron(theirs, model=spec, cluster=described.cluster())
     size = BatchRange(minimum=theirs.global_bsz, maximum=theirs.global_bsz)
     if profile is None:
         request = _request(spec, described, precision=precision, batch=size)

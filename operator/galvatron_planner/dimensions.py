@@ -10,7 +10,7 @@ from typing import assert_never
 from galvatron_planner.cluster import DeviceKind, Group
 from galvatron_planner.model import Block, Embedding, Head, LayerSpec, Merge, Patches, Precision
 from galvatron_planner.profiles import Collective
-from galvatron_planner.strategy import Axis, Dimension, LayerStrategy
+from galvatron_planner.strategy import Axis, Dimension, LayerStrategy, splits_the_batch
 from galvatron_planner.workload import Parameter, boundary_bytes, memory_bytes, parameters
 
 
@@ -34,6 +34,7 @@ class LayerCommunication:
         forward_prefetched: per micro-batch; runs beside computation where the device can do both.
         backward_prefetched: per micro-batch; runs beside computation where the device can do both.
         gradient_sync: once per step; runs beside the backward pass of the last micro-batch.
+        update: once per step, after the optimizer; the next step waits for it.
     """
 
     forward: tuple[Communication, ...] = ()
@@ -42,12 +43,13 @@ class LayerCommunication:
     forward_prefetched: tuple[Communication, ...] = ()
     backward_prefetched: tuple[Communication, ...] = ()
     gradient_sync: tuple[Communication, ...] = ()
+    update: tuple[Communication, ...] = ()
 
 
 def refusal(layer: LayerSpec, strategy: LayerStrategy) -> str | None:
     """Say why a layer cannot run under a strategy, or None when it can."""
-    if strategy.degree(Dimension.DATA) > 1 and strategy.degree(Dimension.SHARDED_DATA) > 1:
-        return "one layer is either replicated or sharded over its data axis, not both"
+    if sum(splits_the_batch(axis.dimension) for axis in strategy.axes) > 1:
+        return "one layer has one kind of data parallelism: dp, gsdp or fsdp"
     match layer:
         case Block():
             return _block_refusal(layer, strategy.tensor_degree)
@@ -94,6 +96,8 @@ def _communication(
                 part = _tensor_communication(layer, group, local_samples, precision)
             case Dimension.DATA:
                 part = _data_communication(layer, strategy, group, precision)
+            case Dimension.SHARDED_GRADIENTS:
+                part = _sharded_gradients_communication(layer, strategy, group, precision)
             case Dimension.SHARDED_DATA:
                 part = _sharded_communication(layer, strategy, group, precision)
             case _:
@@ -111,7 +115,7 @@ def prefetches(dimension: Dimension, device_kind: DeviceKind) -> bool:
     match dimension:
         case Dimension.DATA:
             return True
-        case Dimension.SHARDED_DATA:
+        case Dimension.SHARDED_GRADIENTS | Dimension.SHARDED_DATA:
             return device_kind is DeviceKind.CUDA
         case Dimension.TENSOR:
             return False
@@ -120,8 +124,8 @@ def prefetches(dimension: Dimension, device_kind: DeviceKind) -> bool:
 
 
 def held_elements(layer: LayerSpec, strategy: LayerStrategy) -> int:
-    """Count the parameter elements whose state the fullest device keeps: split by ``tp``, then sharded by ``fsdp``."""
-    return _held_elements(layer, strategy.tensor_degree, strategy.degree(Dimension.SHARDED_DATA))
+    """Count the elements whose state the fullest device keeps: split by ``tp``, then by ``gsdp`` or ``fsdp``."""
+    return _held_elements(layer, strategy.tensor_degree, strategy.num_shards)
 
 
 @lru_cache(maxsize=1 << 12)
@@ -130,8 +134,8 @@ def _held_elements(layer: LayerSpec, tensor_degree: int, shards: int) -> int:
 
 
 def gathered_elements(layer: LayerSpec, strategy: LayerStrategy) -> int:
-    """Count the elements of a layer's parameters once ``fsdp`` has gathered them, padding included."""
-    return held_elements(layer, strategy) * strategy.degree(Dimension.SHARDED_DATA)
+    """Count the elements of a layer's parameters once they are gathered, padding included."""
+    return held_elements(layer, strategy) * strategy.num_shards
 
 
 def _shard_elements(parameter: Parameter, tensor_degree: int, shards: int) -> int:
@@ -182,6 +186,16 @@ def _data_communication(
     return LayerCommunication(gradient_sync=(Communication(Collective.ALL_REDUCE, group, payload),))
 
 
+def _sharded_gradients_communication(
+    layer: LayerSpec, strategy: LayerStrategy, group: Group, precision: Precision
+) -> LayerCommunication:
+    """List the collectives of ZeRO stage 2: gradients after every micro-batch, parameters once they have changed."""
+    elements = gathered_elements(layer, strategy)
+    gather = Communication(Collective.ALL_GATHER, group, elements * precision.activation_bytes)
+    scatter = Communication(Collective.REDUCE_SCATTER, group, elements * precision.parameter_bytes)
+    return LayerCommunication(backward_prefetched=(scatter,), update=(gather,))
+
+
 def _sharded_communication(
     layer: LayerSpec, strategy: LayerStrategy, group: Group, precision: Precision
 ) -> LayerCommunication:
@@ -200,6 +214,7 @@ def _join(one: LayerCommunication, other: LayerCommunication) -> LayerCommunicat
         forward_prefetched=one.forward_prefetched + other.forward_prefetched,
         backward_prefetched=one.backward_prefetched + other.backward_prefetched,
         gradient_sync=one.gradient_sync + other.gradient_sync,
+        update=one.update + other.update,
     )
 
 

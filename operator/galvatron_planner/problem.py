@@ -12,9 +12,10 @@ from galvatron_planner.profiles import Profile
 
 
 class SearchDimension(StrEnum):
-    """A dimension as users name it; all five are searched unless excluded."""
+    """A dimension as users name it; all are searched unless excluded."""
 
     DP = "DP"
+    ZERO2 = "ZERO2"
     SDP = "SDP"
     TP = "TP"
     PP = "PP"
@@ -81,6 +82,10 @@ class SearchLimits(Value):
         """Tell whether the search may use ``dimension``."""
         return dimension not in self.excluded
 
+    def without(self, *dimensions: SearchDimension) -> "SearchLimits":
+        """Exclude more dimensions."""
+        return self.model_copy(update={"excluded": tuple(dict.fromkeys((*self.excluded, *dimensions)))})
+
 
 class PlanningProblem(Document):
     """Everything that decides a plan; equal problems have equal plans."""
@@ -94,3 +99,7 @@ class PlanningProblem(Document):
     batch: BatchRange
     limits: SearchLimits = SearchLimits()
     profile: Profile
+
+    def without(self, *dimensions: SearchDimension) -> "PlanningProblem":
+        """Pose the same problem in a smaller space."""
+        return self.model_copy(update={"limits": self.limits.without(*dimensions)})

@@ -11,10 +11,11 @@ from functools import cache
 from galvatron_planner.dimensions import refusal
 from galvatron_planner.model import LayerSpec
 from galvatron_planner.problem import SearchDimension, SearchLimits
-from galvatron_planner.strategy import Axis, Dimension, LayerStrategy
+from galvatron_planner.strategy import Axis, Dimension, LayerStrategy, splits_the_batch
 
 SEARCHED_AS: Mapping[Dimension, SearchDimension] = {
     Dimension.DATA: SearchDimension.DP,
+    Dimension.SHARDED_GRADIENTS: SearchDimension.ZERO2,
     Dimension.SHARDED_DATA: SearchDimension.SDP,
     Dimension.TENSOR: SearchDimension.TP,
 }
@@ -36,8 +37,8 @@ class PruningRule:
 
 
 def mixes_data_dimensions(_layer: LayerSpec, strategy: LayerStrategy, _limits: SearchLimits) -> bool:
-    """Tell whether a layer is replicated and sharded over its data axis at once."""
-    return strategy.degree(Dimension.DATA) > 1 and strategy.degree(Dimension.SHARDED_DATA) > 1
+    """Tell whether a layer has several kinds of data parallelism at once."""
+    return sum(splits_the_batch(axis.dimension) for axis in strategy.axes) > 1
 
 
 def uses_an_excluded_dimension(_layer: LayerSpec, strategy: LayerStrategy, limits: SearchLimits) -> bool:

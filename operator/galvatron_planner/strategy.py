@@ -21,14 +21,18 @@ class Dimension(StrEnum):
     """A way to split one layer's work over devices; the value is the short form in texts."""
 
     DATA = "dp"
+    """Everything on every device."""
+    SHARDED_GRADIENTS = "gsdp"
+    """ZeRO stage 2: parameters on every device; gradients and optimizer state sharded."""
     SHARDED_DATA = "fsdp"
+    """ZeRO stage 3: parameters, gradients and optimizer state sharded."""
     TENSOR = "tp"
 
 
 def splits_the_batch(dimension: Dimension) -> bool:
     """Tell whether devices along ``dimension`` see different samples."""
     match dimension:
-        case Dimension.DATA | Dimension.SHARDED_DATA:
+        case Dimension.DATA | Dimension.SHARDED_GRADIENTS | Dimension.SHARDED_DATA:
             return True
         case Dimension.TENSOR:
             return False
@@ -116,6 +120,11 @@ class LayerStrategy:
         """Ways the layer's tensors are split."""
         return self.degree(Dimension.TENSOR)
 
+    @cached_property
+    def num_shards(self) -> int:
+        """Ways optimizer state and gradients of the layer's tensors are sharded."""
+        return self.degree(Dimension.SHARDED_GRADIENTS) * self.degree(Dimension.SHARDED_DATA)
+
     def group(self, dimension: Dimension) -> Group | None:
         """The group that communicates along ``dimension``, or None when the layer is not split along it."""
         stride = 1
@@ -168,7 +177,7 @@ class Layout:
         return index * share, (index + 1) * share
 
 
-_AXIS = re.compile(r"^(dp|fsdp|tp)([1-9]\d*)$")
+_AXIS = re.compile(r"^(dp|gsdp|fsdp|tp)([1-9]\d*)$")
 
 
 def _parse_axis(name: str, text: str) -> Axis:

@@ -26,7 +26,7 @@ from galvatron_runtime.parallel.gradients import GradientReduction
 from galvatron_runtime.parallel.pipeline import MicroBatch, Pipeline, boundary, passes
 from galvatron_runtime.parallel.relayout import relayouts
 from galvatron_runtime.parallel.replicated import GradientBucket, MixedPrecisionReplica
-from galvatron_runtime.parallel.sharded import ShardedParameters, SharedStreams, mixed_precision
+from galvatron_runtime.parallel.sharded import ShardedGradients, ShardedParameters, SharedStreams, mixed_precision
 from galvatron_runtime.parallel.stage import Stage
 
 ReadRows = Callable[[int, int], Batch]
@@ -87,6 +87,8 @@ def reduce_gradients(
     policy = mixed_precision(precision)
     if strategy.degree(Dimension.SHARDED_DATA) > 1:
         return ShardedParameters(layer, mesh, policy)
+    if strategy.degree(Dimension.SHARDED_GRADIENTS) > 1:
+        return ShardedGradients(layer, mesh, policy)
     match precision:
         case Precision.BF16:
             return MixedPrecisionReplica(layer, mesh, policy)

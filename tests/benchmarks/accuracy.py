@@ -67,11 +67,13 @@ def blocks(strategy: str, *, ends: str | None = None) -> str:
 
 CASES: Mapping[str, Case] = {
     "data parallel": Case((blocks("dp4"),)),
+    "sharded gradients": Case((blocks("gsdp4"),), 2),
     "sharded data parallel": Case((blocks("fsdp4"),)),
     "tensor parallel": Case((blocks("tp4"),)),
     "checkpointing": Case((blocks("dp4-ckpt", ends="dp4"),)),
     "sharded, checkpointing, 2 micro-batches": Case((blocks("fsdp4-ckpt", ends="fsdp4"),), 2),
     "tensor and data parallel": Case((blocks("tp2-dp2"),), 2),
+    "tensor parallel and sharded gradients": Case((blocks("tp2-gsdp2"),), 2),
     "tensor and sharded data parallel": Case((blocks("tp2-fsdp2"),), 2),
     "changing layouts": Case((blocks("tp4", ends="fsdp4"),)),
     "pipeline of 2, data parallel": Case(("dp2 " * 4, "dp2 " * 4), 4),

@@ -109,7 +109,7 @@ WRONG: dict[str, tuple[str, Changes]] = {
     "a dimension twice": ("spec.search.excludedDimensions", {"spec.search": {"excludedDimensions": ["TP", "TP"]}}),
     "no dimension left": (
         "spec.search.excludedDimensions",
-        {"spec.search": {"excludedDimensions": ["PP", "TP", "DP", "SDP"]}},
+        {"spec.search": {"excludedDimensions": ["PP", "TP", "DP", "ZERO2", "SDP"]}},
     ),
     "no device to look up": ("spec.profiling", {"spec.profiling": {"policy": "Never"}}),
     "a device to look up and to measure": ("spec.profiling", {"spec.profiling": {"device": "h100"}}),

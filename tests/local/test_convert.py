@@ -23,14 +23,12 @@ def convert(*arguments: str | Path) -> Result:
 
 def test_their_plan_becomes_ours_and_theirs_again(tmp_path: Path) -> None:
     ours, again = tmp_path / "plan.json", tmp_path / "galvatron.json"
-    read = convert("plan", THEIRS, *LLAMA, "--zero2-as", "dp", "--output", ours)
+    read = convert("plan", THEIRS, *LLAMA, "--output", ours)
     assert read.exit_code == 0
     assert "fits" in read.stdout
     assert convert("plan", ours, "--output", again).exit_code == 0
     before, after = json.loads(THEIRS.read_text()), json.loads(again.read_text())
-    same = before.keys() - {"default_dp_type"}
-    assert {key: after[key] for key in same} == {key: before[key] for key in same}
-    assert after["default_dp_type"] == "ddp"
+    assert {key: after[key] for key in before} == before
 
 
 def test_their_profile_becomes_ours_and_prices_their_plan(tmp_path: Path) -> None:
@@ -38,7 +36,7 @@ def test_their_profile_becomes_ours_and_prices_their_plan(tmp_path: Path) -> Non
     assert convert("profile", FOLDER, *LLAMA, "--output", profile).exit_code == 0
     imported = Profile.from_json(profile.read_text())
     assert (imported.source, imported.device_name) == (ProfileSource.IMPORTED, "h100")
-    read = convert("plan", THEIRS, *LLAMA, "--zero2-as", "fsdp", "--profile", profile, "--output", plan)
+    read = convert("plan", THEIRS, *LLAMA, "--profile", profile, "--output", plan)
     assert read.exit_code == 0
     # 64 samples through 32 blocks, forward and twice that backward, at 3.7 ms a sample and more, over 8 devices.
     assert Plan.from_json(plan.read_text()).estimate.step_seconds > 64 * 32 * 3 * 3.7e-3 / 8
@@ -78,5 +76,5 @@ def test_what_is_wrong_is_said(
 
 
 def test_an_output_that_cannot_be_written_is_said(tmp_path: Path) -> None:
-    result = convert("plan", THEIRS, *LLAMA, "--zero2-as", "dp", "--output", tmp_path / "no" / "folder.json")
+    result = convert("plan", THEIRS, *LLAMA, "--output", tmp_path / "no" / "folder.json")
     assert isinstance(result.exception, UnreadableFile)

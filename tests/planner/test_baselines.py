@@ -85,7 +85,7 @@ def test_a_baseline_that_does_not_fit_fits_the_memory_that_it_asks_for(problem: 
 
 def test_what_the_limits_exclude_is_no_baseline() -> None:
     names = set(baselines(small_problem(excluded=(SearchDimension.TP, SearchDimension.CKPT))))
-    assert names == {"DP", "SDP", "PP", "DP+PP"}
+    assert names == {"DP", "ZERO2", "SDP", "PP", "DP+PP"}
 
 
 def test_a_single_device_has_nothing_to_compare_with() -> None:

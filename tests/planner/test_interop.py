@@ -1,6 +1,7 @@
 """Plans of Hetu-Galvatron: files read as its runtime reads them, expressible plans there and back, the rest refused."""
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from galvatron_planner.model import Family
 from galvatron_planner.plan import Plan
 from galvatron_planner.presets import preset
 from galvatron_planner.problem import Schedule, SearchLimits
-from galvatron_planner.strategy import Dimension
 
 EXAMPLE = Path(__file__).parent / "hetu_galvatron/galvatron_config_llama-7b_1nodes_8gpus_per_node_36GB_bf16.json"
 
@@ -55,11 +55,9 @@ def written(**changed: object) -> GalvatronPlan:
     return GalvatronPlan.from_json(json.dumps(kept))
 
 
-def read(document: GalvatronPlan, *, num_devices: int = 4, zero2: Dimension | None = None) -> list[str]:
+def read(document: GalvatronPlan, *, num_devices: int = 4) -> list[str]:
     """The imported stages of a model of four blocks, each as one text."""
-    imported = from_galvatron(
-        document, model=builders.model(num_layers=4), cluster=builders.cluster(num_devices), zero2=zero2
-    )
+    imported = from_galvatron(document, model=builders.model(num_layers=4), cluster=builders.cluster(num_devices))
     return [" ".join(map(str, stage)) for stage in imported.stages]
 
 
@@ -93,11 +91,15 @@ def test_blocks_that_do_not_divide_leave_the_rest_to_the_last_stage() -> None:
     assert [len(stage) for stage in imported.stages] == [2, 1, 1, 3]
 
 
-def test_zero_2_is_refused_unless_the_reader_says_what_to_take_for_it() -> None:
-    document = written(default_dp_type="zero2")
-    with pytest.raises(InvalidPlan, match="default_dp_type is zero2"):
-        read(document)
-    assert read(document, zero2=Dimension.SHARDED_DATA) == ["fsdp2 tp2-ckpt", "tp2 fsdp2 fsdp2 fsdp2"]
+@pytest.mark.parametrize(("theirs", "ours"), [("ddp", "dp2"), ("zero2", "gsdp2"), ("zero3", "fsdp2")])
+def test_the_default_kind_is_that_of_all_layers_that_are_not_zero_3(theirs: str, ours: str) -> None:
+    assert read(written(default_dp_type=theirs)) == ["fsdp2 tp2-ckpt", f"tp2 {ours} fsdp2 fsdp2"]
+
+
+def test_two_defaults_in_one_plan_cannot_be_written() -> None:
+    assert to_galvatron(builders.plan("gsdp4 gsdp4 fsdp4 gsdp4")).default_dp_type == "zero2"
+    with pytest.raises(InexpressiblePlan, match=r"layer 0 \(gsdp4\) and layer 1 \(dp4\)"):
+        to_galvatron(builders.plan("gsdp4 dp4 fsdp4 gsdp4"))
 
 
 def test_sharded_embeddings_have_two_names() -> None:
@@ -111,8 +113,8 @@ def test_sharded_embeddings_have_two_names() -> None:
 def test_a_file_of_a_real_model_is_read() -> None:
     spec = builders.model(Family.LLAMA, num_layers=32, num_heads=8)
     document = GalvatronPlan.from_json(EXAMPLE.read_text())
-    stages = from_galvatron(document, model=spec, cluster=builders.cluster(8), zero2=Dimension.DATA).stages
-    assert [str(s) for s in stages[0]] == ["tp2-fsdp2"] + ["tp2-dp2-ckpt"] * 8 + ["tp2-fsdp2-ckpt"] * 2 + [
+    stages = from_galvatron(document, model=spec, cluster=builders.cluster(8)).stages
+    assert [str(s) for s in stages[0]] == ["tp2-fsdp2"] + ["tp2-gsdp2-ckpt"] * 8 + ["tp2-fsdp2-ckpt"] * 2 + [
         "tp2-fsdp2"
     ] * 6
     assert [str(s) for s in stages[1]] == ["tp2-fsdp2"] * 4 + ["fsdp4"] * 12 + ["tp2-fsdp2"]
@@ -201,16 +203,18 @@ def test_a_merge_of_swin_is_no_block() -> None:
 
 @generate.composite
 def expressible_plans(draw: generate.DrawFn, num_devices: int = 8) -> Plan:
-    """Plans whose embedding and head share one strategy and stay with their neighbouring blocks."""
+    """Plans of one kind besides ``fsdp`` whose embedding and head share one strategy and stay with their blocks."""
     spec = draw(generators.MODELS)
     blocks = range(1, spec.num_layers + 1)
     num_stages = draw(generate.sampled_from([d for d in (1, 2, 4) if d <= spec.num_layers]))
     cuts = draw(generate.sets(generate.sampled_from(blocks[:-1]) if spec.num_layers > 1 else generate.nothing(),
                               min_size=num_stages - 1, max_size=num_stages - 1))  # fmt: skip
     layers, per_stage = families.layers(spec), num_devices // num_stages
+    default = draw(generate.sampled_from(["dp", "gsdp"]))
     chosen = [str(draw(generators.strategies(layer, per_stage, micro_batch_size=8))) for layer in layers]
+    chosen = [re.sub(r"\b(dp|gsdp)", default, text) for text in chosen]
     tensor = draw(generate.sampled_from([d for d in (1, 2, 4, 8) if d <= per_stage]))
-    kind = draw(generate.sampled_from(["dp", "fsdp"]))
+    kind = draw(generate.sampled_from([default, "fsdp"]))
     axes = [f"tp{tensor}"] * (tensor > 1) + [f"{kind}{per_stage // tensor}"] * (per_stage > tensor)
     chosen[0] = chosen[-1] = "-".join(axes) or "single"
     ends = [0, *(cut + 1 for cut in sorted(cuts)), len(layers)]

@@ -175,7 +175,7 @@ def test_the_cut_is_no_guess_that_comes_before_the_search() -> None:
     # Three layers a stage balance the time and the memory of embedding, four blocks and head; yet the step is shorter
     # with four and two.
     spec, on = builders.model(num_layers=4), builders.cluster(2, device_memory_bytes=1_500_000)
-    only_stages = without(SearchDimension.DP, SearchDimension.SDP, SearchDimension.TP)
+    only_stages = without(SearchDimension.DP, SearchDimension.ZERO2, SearchDimension.SDP, SearchDimension.TP)
     measured = builders.profile(spec, on, flops_per_second=1e10)
     problem = builders.problem(spec, on, batch=4, limits=only_stages, measured=measured)
     plan, balanced = search(problem).plan, oracles.optimum(problem, cut=(3,))
@@ -219,7 +219,9 @@ def test_a_node_has_as_many_devices_as_it_has() -> None:
 def test_remainders_are_spread_over_the_stages() -> None:
     # 7 blocks on 4 stages: 2, 2, 2 and 1, never 1, 1, 1 and 4. The blocks weigh so much that the ends do not count.
     spec = builders.model(num_layers=7, vocabulary_size=2)
-    only_stages = without(SearchDimension.DP, SearchDimension.SDP, SearchDimension.TP, SearchDimension.CKPT)
+    only_stages = without(
+        SearchDimension.DP, SearchDimension.ZERO2, SearchDimension.SDP, SearchDimension.TP, SearchDimension.CKPT
+    )
     measured = builders.profile(spec, builders.cluster(4), flops_per_second=1e8)
     plan = search(builders.problem(spec, batch=8, limits=only_stages, measured=measured)).plan
     layers = iter(families.layers(spec))

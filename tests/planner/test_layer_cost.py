@@ -2,11 +2,12 @@ import pytest
 
 import builders
 from galvatron_planner import families
-from galvatron_planner.cluster import DeviceKind
+from galvatron_planner.cluster import DeviceKind, Group
 from galvatron_planner.cost.layer import Conditions, LayerCost, overlapped_seconds, price
-from galvatron_planner.dimensions import held_elements
+from galvatron_planner.dimensions import communication, held_elements
 from galvatron_planner.errors import MissingMeasurement
 from galvatron_planner.model import LayerSpec, Precision
+from galvatron_planner.profiles import Collective
 from galvatron_planner.strategy import LayerStrategy
 from galvatron_planner.workload import num_parameters
 
@@ -35,6 +36,28 @@ def test_sharding_divides_states_and_holds_a_layer_unsharded_while_it_computes()
     assert cost("fsdp4").gathered_bytes == 4 * 4 * held
     # Gathered parameters, their gradients, and the flat input of a reduce-scatter, 4 bytes each.
     assert cost("fsdp4").transient_bytes - cost("dp4").transient_bytes == 3 * 4 * 4 * held
+
+
+def test_sharded_gradients_leave_whole_parameters_beside_the_divided_states() -> None:
+    held = held_elements(BLOCK, LayerStrategy.parse("gsdp4"))
+    assert cost("gsdp4").state_bytes == 16 * held + 4 * 4 * held
+    assert cost("gsdp4", of=conditions(Precision.BF16)).state_bytes == 16 * held + 2 * 4 * held
+    assert cost("gsdp4").gathered_bytes == 0
+    # Gradients and the flat input of a reduce-scatter, 4 bytes each.
+    assert cost("gsdp4").transient_bytes - cost("dp4").transient_bytes == 2 * 4 * 4 * held
+
+
+def test_sharded_gradients_are_scattered_with_every_micro_batch_and_parameters_gathered_once_a_step() -> None:
+    layer, strategy = (BLOCK, LayerStrategy.parse("gsdp4"))
+    spoken = communication(layer, strategy, local_samples=2, precision=Precision.BF16)
+    elements = 4 * held_elements(layer, strategy)
+    (scatter,), (gather,) = spoken.backward_prefetched, spoken.update
+    assert (scatter.collective, scatter.payload_bytes) == (Collective.REDUCE_SCATTER, 4 * elements)
+    assert (gather.collective, gather.payload_bytes) == (Collective.ALL_GATHER, 2 * elements)
+    assert spoken.forward_prefetched == spoken.gradient_sync == ()
+    seconds = conditions().profile.link(Collective.ALL_GATHER, Group(size=4, stride=1)).seconds(4 * elements)
+    assert cost("gsdp4").optimizer_seconds == pytest.approx(cost("fsdp4").optimizer_seconds + seconds)
+    assert cost("gsdp4").forward_seconds < cost("fsdp4", of=conditions(kind=DeviceKind.CPU)).forward_seconds
 
 
 def test_half_precision_keeps_a_copy_unless_it_is_gathered() -> None:

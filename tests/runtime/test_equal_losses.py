@@ -37,7 +37,18 @@ MODELS = {
         }
     ),
 }
-EVERY_STRATEGY = ["dp4", "fsdp4", "tp4", "tp2-dp2", "dp2-tp2", "tp2-fsdp2", "fsdp2-tp2"]
+EVERY_STRATEGY = [
+    "dp4",
+    "gsdp4",
+    "fsdp4",
+    "tp4",
+    "tp2-dp2",
+    "dp2-tp2",
+    "tp2-gsdp2",
+    "gsdp2-tp2",
+    "tp2-fsdp2",
+    "fsdp2-tp2",
+]
 
 
 def random_plan(seed: int, precision: Precision) -> Plan:

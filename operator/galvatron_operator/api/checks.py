@@ -40,7 +40,7 @@ _FIELDS_OF_FAMILIES: dict[str, tuple[Family, ...]] = {
 """The fields that some families need and all others refuse."""
 
 _JOB_NAME = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
-_PARALLEL = (SearchDimension.PP, SearchDimension.TP, SearchDimension.DP, SearchDimension.SDP)
+_PARALLEL = (SearchDimension.PP, SearchDimension.TP, SearchDimension.DP, SearchDimension.ZERO2, SearchDimension.SDP)
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,7 +184,7 @@ class Search(SpecValue):
 
     algorithm: Algorithm = Algorithm.OPTIMAL
     fixed_plan_ref: FixedPlanRef | None = None
-    excluded_dimensions: tuple[SearchDimension, ...] = Field(default=(), max_length=5)
+    excluded_dimensions: tuple[SearchDimension, ...] = Field(default=(), max_length=6)
     max_degrees: MaxDegrees = MaxDegrees()
     pipeline_schedule: PipelineSchedule = PipelineSchedule.ONE_F_ONE_B
     timeout_seconds: Seconds = 900

@@ -2,7 +2,8 @@
 
 Sources: Galvatron (arXiv 2211.13878, section 3.3) for what is counted; every number comes from the profile. Bytes per
 parameter are those of the runtime (docs/architecture.md, memory): parameter, gradient and two moments of AdamW at the
-precision of storage; computing in half precision adds a half-precision copy, which ``fsdp`` makes anew at every gather.
+precision of storage; computing in half precision adds a half-precision copy, which ``fsdp`` makes anew at every gather,
+and ``gsdp`` a whole copy in any case.
 """
 
 from collections.abc import Iterable
@@ -44,7 +45,7 @@ class LayerCost:
         forward_seconds: per micro-batch, communication included.
         backward_seconds: per micro-batch, communication and recomputation included.
         sync_seconds: once per step, the part of the gradients' all-reduce that the last backward pass does not hide.
-        optimizer_seconds: once per step.
+        optimizer_seconds: once per step, the gathering of changed parameters included.
         state_bytes: held for the whole run.
         activation_bytes: held per micro-batch from forward to backward.
         transient_bytes: working memory above all that while the layer computes, its gathered parameters included.
@@ -96,8 +97,9 @@ def price(layer: LayerSpec, strategy: LayerStrategy, *, micro_batch_size: int, c
         backward_seconds=_seconds(blocking, conditions)
         + _with_prefetch(backward, spoken.backward_prefetched, conditions),
         sync_seconds=_exposed_sync_seconds(backward, spoken, conditions),
-        optimizer_seconds=held * conditions.profile.optimizer_seconds_per_parameter,
-        state_bytes=_state_bytes(strategy, held, conditions.precision),
+        optimizer_seconds=held * conditions.profile.optimizer_seconds_per_parameter
+        + _seconds(spoken.update, conditions),
+        state_bytes=_state_bytes(layer, strategy, conditions.precision),
         activation_bytes=min(arriving, passes.activation_bytes) if strategy.checkpoint else passes.activation_bytes,
         transient_bytes=passes.transient_bytes
         + (max(passes.activation_bytes - arriving, 0) if strategy.checkpoint else 0)
@@ -151,10 +153,12 @@ def _overlapped(computation: float, collective: float, profile: Profile) -> floa
     )
 
 
-def _state_bytes(strategy: LayerStrategy, held: int, precision: Precision) -> int:
-    stored = held * STORED_PER_PARAMETER * precision.parameter_bytes
-    if _computes_in_copy(precision) and strategy.degree(Dimension.SHARDED_DATA) == 1:
-        return stored + held * precision.activation_bytes
+def _state_bytes(layer: LayerSpec, strategy: LayerStrategy, precision: Precision) -> int:
+    stored = held_elements(layer, strategy) * STORED_PER_PARAMETER * precision.parameter_bytes
+    if strategy.degree(Dimension.SHARDED_DATA) > 1:
+        return stored
+    if strategy.num_shards > 1 or _computes_in_copy(precision):
+        return stored + gathered_elements(layer, strategy) * precision.activation_bytes
     return stored
 
 
@@ -173,12 +177,12 @@ def _gradient_bytes(layer: LayerSpec, strategy: LayerStrategy, precision: Precis
 
     Replicated in the precision of storage: nothing, gradients are written into their bucket, which is reduced in place.
     Replicated with a copy to compute in: gradients as computed, and input and output of one reduction (``replicate`` of
-    torch 2.13). Sharded: gathered parameters, gradients as computed, and the flat input of one reduce-scatter, this
-    layer's or still the next one's.
+    torch 2.13). Sharded: gathered parameters if they are not there already, gradients as computed, and the flat input
+    of one reduce-scatter, this layer's or still the next one's.
     """
-    if strategy.degree(Dimension.SHARDED_DATA) > 1:
-        elements = gathered_elements(layer, strategy)
-        return elements * (2 * precision.activation_bytes + precision.parameter_bytes)
+    if strategy.num_shards > 1:
+        gradients = gathered_elements(layer, strategy) * (precision.activation_bytes + precision.parameter_bytes)
+        return gradients + _gathered_bytes(layer, strategy, precision)
     if _computes_in_copy(precision):
         return held_elements(layer, strategy) * (precision.activation_bytes + 2 * precision.parameter_bytes)
     return 0

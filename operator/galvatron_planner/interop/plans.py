@@ -17,6 +17,7 @@ What each key means was read where their runtime reads it, PKU-DAIR/Hetu-Galvatr
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from operator import itemgetter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -40,6 +41,7 @@ from galvatron_planner.plan import Plan, StagePlan
 from galvatron_planner.problem import Algorithm, PlanningProblem, Schedule
 from galvatron_planner.strategy import Axis, Dimension, LayerStrategy
 
+_DATA_TYPES = {"ddp": Dimension.DATA, "zero2": Dimension.SHARDED_GRADIENTS, "zero3": Dimension.SHARDED_DATA}
 _PipelineType = Literal["gpipe", "pipedream_flush"]
 _SCHEDULES: dict[Schedule, _PipelineType] = {Schedule.GPIPE: "gpipe", Schedule.ONE_F_ONE_B: "pipedream_flush"}
 
@@ -149,19 +151,17 @@ def to_galvatron(plan: Plan) -> GalvatronPlan:
         pipeline_type=_SCHEDULES[plan.schedule],
         vtp=shared.tensor_degree,
         embed_sdp=_data_type(shared),
+        default_dp_type=_default_data_type(strategies),
     )
 
 
-def from_galvatron(
-    document: GalvatronPlan, *, model: ModelSpec, cluster: Cluster, zero2: Dimension | None = None
-) -> ImportedPlan:
+def from_galvatron(document: GalvatronPlan, *, model: ModelSpec, cluster: Cluster) -> ImportedPlan:
     """Read a plan of theirs.
 
     Args:
         document: their file.
         model: what is trained; their file does not say.
         cluster: where; their file knows only degrees.
-        zero2: what to take for ZeRO-2, which we do not have: ``DATA`` or ``SHARDED_DATA``; None refuses it.
 
     Raises:
         InvalidPlan: when it does not fit model or cluster, or uses what we do not have; names the field.
@@ -171,9 +171,9 @@ def from_galvatron(
     _check_lists(document, num_blocks)
     _check_dimensions(document)
     per_stage = _devices_per_stage(document, cluster)
-    replicated = _default_dimension(document, zero2)
-    blocks = _block_strategies(document, per_stage, replicated)
-    data = _data(document.embed_sdp, replicated)
+    default = _DATA_TYPES[document.default_dp_type]
+    blocks = _block_strategies(document, per_stage, default)
+    data = _data(document.embed_sdp, default)
     shared = _strategy(per_stage, document.vtp, consecutive=True, data=data, checkpoint=False)
     strategies = tuple(next(blocks) if _is_listed(layer) else shared for layer in layers)
     places = _places(layers, document.pp_division or _even_division(num_blocks, document.pp_deg))
@@ -229,6 +229,22 @@ def _is_consecutive(strategy: LayerStrategy) -> bool:
 
 def _data_type(strategy: LayerStrategy) -> Literal[0, 1]:
     return 1 if strategy.degree(Dimension.SHARDED_DATA) > 1 else 0
+
+
+def _default_data_type(strategies: list[LayerStrategy]) -> Literal["ddp", "zero2"]:
+    """Tell what their 0 stands for; it is the same for all layers of a plan."""
+    firsts = {
+        dimension: (index, strategy)
+        for index, strategy in reversed(list(enumerate(strategies)))
+        for dimension in (Dimension.DATA, Dimension.SHARDED_GRADIENTS)
+        if strategy.degree(dimension) > 1
+    }
+    if len(firsts) > 1:
+        (one, first), (other, second) = sorted(firsts.values(), key=itemgetter(0))
+        raise _inexpressible(
+            f"layer {one} ({first}) and layer {other} ({second}) differ in what default_dp_type says for both"
+        )
+    return "zero2" if Dimension.SHARDED_GRADIENTS in firsts else "ddp"
 
 
 def _shared_strategy(layers: tuple[LayerSpec, ...], strategies: list[LayerStrategy]) -> LayerStrategy:
@@ -294,17 +310,6 @@ def _check_dimensions(document: GalvatronPlan) -> None:
         for index, flag in enumerate(getattr(document, name)):
             if flag not in (0, 1):
                 raise _unknown(f"{name} is {flag} for block {index}")
-
-
-def _default_dimension(document: GalvatronPlan, zero2: Dimension | None) -> Dimension:
-    known = {"ddp": Dimension.DATA, "zero2": zero2, "zero3": Dimension.SHARDED_DATA}
-    dimension = known[document.default_dp_type]
-    if dimension is None:
-        raise InvalidPlan(
-            "default_dp_type is zero2: gradients and optimizer state sharded, parameters not, which we do not have",
-            remedy="say what to take for it: dp (parameters replicated) or fsdp (ZeRO-3)",
-        )
-    return dimension
 
 
 def _block_strategies(document: GalvatronPlan, num_devices: int, default: Dimension) -> Iterator[LayerStrategy]:

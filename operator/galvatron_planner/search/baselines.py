@@ -18,7 +18,7 @@ from galvatron_planner.search.report import Baseline
 from galvatron_planner.search.summaries import alternative
 from galvatron_planner.search.uniform import UniformPlan, UniformSearch, uniform_plans
 
-DP, SDP, TP, PP, CKPT = SearchDimension
+DP, ZERO2, SDP, TP, PP, CKPT = SearchDimension
 CKPT_SUFFIX = f"+{CKPT}"
 
 
@@ -46,6 +46,8 @@ class BaselineSpace:
 BASELINE_SPACES = (
     BaselineSpace("DP", (DP,)),
     BaselineSpace("DP+CKPT", (DP, CKPT)),
+    BaselineSpace("ZERO2", (ZERO2,)),
+    BaselineSpace("ZERO2+CKPT", (ZERO2, CKPT)),
     BaselineSpace("SDP", (SDP,)),
     BaselineSpace("SDP+CKPT", (SDP, CKPT)),
     BaselineSpace("TP", (TP,)),

@@ -135,10 +135,13 @@ def _report(
 
 
 def _pruned(problem: PlanningProblem) -> tuple[RuleCount, ...]:
-    if problem.limits.algorithm is Algorithm.FIXED:
-        return ()
-    if problem.limits.algorithm is Algorithm.GALVATRON:
-        problem = galvatron.without_checkpointing(problem)
+    match problem.limits.algorithm:
+        case Algorithm.FIXED:
+            return ()
+        case Algorithm.GALVATRON:
+            problem = galvatron.in_its_space(problem)
+        case Algorithm.GALVATRON_BMW:
+            problem = bmw.in_its_space(problem)
     removed = dict.fromkeys((rule.name for rule in space.PRUNING_RULES), 0)
     for num_stages in degrees(problem):
         num_devices = problem.cluster.num_devices // num_stages

@@ -94,7 +94,7 @@ def _largest_payload(
     for layer, strategy in strategies:
         payloads.append(largest_samples * boundary_bytes(layer, precision))
         spoken = communication(layer, strategy, local_samples=largest_samples, precision=precision)
-        for part in (spoken.forward, spoken.backward, spoken.backward_prefetched, spoken.gradient_sync):
+        for part in (spoken.forward, spoken.backward, spoken.backward_prefetched, spoken.gradient_sync, spoken.update):
             payloads.extend(one.payload_bytes for one in part)
     return max(payloads)
 

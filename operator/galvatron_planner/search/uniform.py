@@ -237,9 +237,9 @@ def _strategies(num_devices: int) -> Iterator[LayerStrategy]:
     """List the strategies of at most one data and one tensor axis, in both orders, with and without checkpointing."""
     for exponent in range(num_devices.bit_length()):
         degrees = (num_devices >> exponent, 1 << exponent)
-        for data in (Dimension.DATA, Dimension.SHARDED_DATA):
+        for data in (Dimension.DATA, Dimension.SHARDED_GRADIENTS, Dimension.SHARDED_DATA):
             axes = [Axis(one, n) for one, n in zip((data, Dimension.TENSOR), degrees, strict=True) if n > 1]
-            if degrees[0] == 1 and data is Dimension.SHARDED_DATA:
+            if degrees[0] == 1 and data is not Dimension.DATA:
                 continue
             for ordered in dict.fromkeys((tuple(axes), tuple(reversed(axes)))):
                 yield from (LayerStrategy(ordered, checkpoint) for checkpoint in (False, True))

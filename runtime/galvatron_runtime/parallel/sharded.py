@@ -1,10 +1,10 @@
-"""Sharded data parallelism (ZeRO stage 3): parameters, gradients and optimizer state of a layer split over devices.
+"""Sharded data parallelism: gradients and optimizer state of a layer split over devices, with or without parameters.
 
-Torch's ``fully_shard`` gathers a layer's parameters before its forward pass and again before its backward pass, frees
-them after each, and sums and scatters the gradients after every micro-batch, so that no unsharded gradient outlives the
-layer's backward pass.
+Torch's ``fully_shard`` sums and scatters the gradients after every micro-batch, so that no unsharded gradient outlives
+the layer's backward pass. Parameters are gathered once a step (ZeRO stage 2), or before every pass forward and backward
+and freed after it (stage 3).
 
-Source: Rajbhandari et al. 2020 (arXiv 1910.02054), section 5.3.
+Source: Rajbhandari et al. 2020 (arXiv 1910.02054), sections 5.2 and 5.3.
 """
 
 from collections.abc import Sequence
@@ -25,6 +25,33 @@ def mixed_precision(precision: Precision) -> MixedPrecisionPolicy:
     if precision is Precision.BF16:
         return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     return MixedPrecisionPolicy()
+
+
+class ShardedGradients:
+    """The gradient reduction of one layer whose whole parameters stay on every device."""
+
+    def __init__(self, module: LayerModule, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        self._module = cast(FSDPModule, module)  # fully_shard() changes the class of its argument
+        self._module.set_reshard_after_backward(False, recurse=False)
+        sum_gradients(self._module)
+        self._parameters = list(module.parameters())
+
+    def start_step(self) -> None:
+        """Drop the gradients, and gather what the optimizer has changed.
+
+        Layer by layer, so that only one at a time lies there twice: flat as gathered and in its parameters' shapes.
+        """
+        for parameter in self._parameters:
+            parameter.grad = None
+        self._module.reshard()
+        self._module.unshard()
+
+    def before_backward(self, *, is_last: bool) -> None:
+        """Do nothing: gradients are scattered after every backward pass alike."""
+
+    def finish_step(self) -> None:
+        """Do nothing: the end of the backward pass has waited."""
 
 
 class ShardedParameters:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from galvatron_planner.cost.prices import PriceList
-from galvatron_planner.problem import PlanningProblem
+from galvatron_planner.problem import PlanningProblem, SearchDimension
 from galvatron_planner.search.candidates import Outcome
 from galvatron_planner.search.cuts import Cut, between, lightest_cut
 from galvatron_planner.search.published.grid import Floats
@@ -19,7 +19,12 @@ from galvatron_planner.search.published.sweep import sweep
 
 def explore(problem: PlanningProblem, prices: PriceList) -> Outcome:
     """Search as the paper does."""
-    return sweep(problem, prices, balance)
+    return sweep(in_its_space(problem), prices, balance)
+
+
+def in_its_space(problem: PlanningProblem) -> PlanningProblem:
+    """Pose the problem in the paper's space."""
+    return problem.without(SearchDimension.ZERO2)
 
 
 def balance(solver: StageSolver) -> Pipeline | None:

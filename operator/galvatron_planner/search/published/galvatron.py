@@ -13,14 +13,12 @@ from galvatron_planner.search.published.sweep import sweep
 
 def explore(problem: PlanningProblem, prices: PriceList) -> Outcome:
     """Search as the paper does."""
-    return sweep(without_checkpointing(problem), prices, _solve)
+    return sweep(in_its_space(problem), prices, _solve)
 
 
-def without_checkpointing(problem: PlanningProblem) -> PlanningProblem:
+def in_its_space(problem: PlanningProblem) -> PlanningProblem:
     """Pose the problem in the paper's space."""
-    excluded = dict.fromkeys((*problem.limits.excluded, SearchDimension.CKPT))
-    limits = problem.limits.model_copy(update={"excluded": tuple(excluded)})
-    return problem.model_copy(update={"limits": limits})
+    return problem.without(SearchDimension.ZERO2, SearchDimension.CKPT)
 
 
 def even_cut(num_layers: int, num_stages: int) -> Cut:
