@@ -11,7 +11,7 @@ JOB ?= docs/examples/quickstart.yaml
 CLUSTER := bash tests/cluster/cluster.sh
 CHART := charts/galvatron-operator
 
-.PHONY: help run test check format bench cluster cluster-down images chart clean
+.PHONY: help run test check format bench bench-accuracy cluster cluster-down images chart clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -33,12 +33,14 @@ format: $(INSTALLED) ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) ## measure: search times, the search against its oracle and the published ones, predicted against measured steps
+bench-accuracy: $(INSTALLED) ## measure: 200 random plans of several models, predicted against measured
+	cd tests && ../$(BIN)/python -m benchmarks.accuracy
+
+bench: $(INSTALLED) ## measure: search times, the search against its oracle and the published ones
 	cd tests && ../$(BIN)/python -m benchmarks.search
 	cd tests && ../$(BIN)/python -m benchmarks.search --sweep
 	cd tests && ../$(BIN)/python -m benchmarks.algorithms
 	cd tests && ../$(BIN)/python -m benchmarks.oracle --instances 10000
-	cd tests && ../$(BIN)/python -m benchmarks.accuracy
 
 cluster: $(INSTALLED) ## a real two-node Kubernetes with the operator and an example job, left running
 	$(CLUSTER) up

@@ -16,13 +16,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from galvatron_operator import convert, explaining, local, terminal, whatif
+from galvatron_operator import convert, explaining, local, terminal, trials, whatif
 from galvatron_operator.api import GalvatronJob
 from galvatron_operator.decide.profiling import profile_from_catalogue, request_of
 from galvatron_operator.manifests.rendering import render_job
 from galvatron_operator.rundirectory import RunDirectory, stored
 from galvatron_operator.settings import Settings
 from galvatron_operator.supervised import check_port, free_port
+from galvatron_operator.trials import Effort
 from galvatron_operator.whatif import AnswerFiles, Lists, Question
 from galvatron_planner.errors import GalvatronError, InvalidInput
 from galvatron_planner.explain import explain as explain_text
@@ -30,6 +31,7 @@ from galvatron_planner.families import layers
 from galvatron_planner.model import Precision
 from galvatron_planner.plan import Plan
 from galvatron_planner.problem import Algorithm
+from galvatron_planner.regret import findings, legend
 from galvatron_planner.sensitivity import effect
 from galvatron_planner.units import format_bytes
 from galvatron_planner.whatif import ALGORITHMS, Answer, answer, tables
@@ -135,6 +137,35 @@ def plan(  # noqa: PLR0913 -- the options of a command
         planned = local.plan(job, files, port=_port(job, port), listener=view, fixed=fixed)
     console.print(terminal.plan_table(planned.plan))
     console.print(terminal.baseline_table(planned.plan, planned.report))
+
+
+@app.command(name="regret")
+def measure_regret(  # noqa: PLR0913 -- the options of a command
+    job_file: JobFile,
+    *,
+    plans: Annotated[int, typer.Option(help="Different plans to run, the chosen one among them.", min=2)] = 8,
+    rounds: Annotated[int, typer.Option(help="Times that each is run, in turns.", min=1)] = 3,
+    steps: Annotated[int, typer.Option(help="Of every run; the median counts.", min=3)] = 12,
+    seed: Annotated[int, typer.Option(help="Of random plans, and of the order.", min=0)] = 0,
+    plan_file: PlanOption = None,
+    directory: DirectoryOption = None,
+    port: PortOption = None,
+) -> None:
+    """Run the chosen plan and others in turns, and say how much faster the fastest of them is."""
+    job, effort = local.load(job_file), Effort(num_plans=plans, rounds=rounds, steps=steps, seed=seed)
+    fixed = None if plan_file is None else _plan_in(plan_file)
+    files, chosen_port = _run_directory(job, directory), _port(job, port)
+    view = terminal.PhaseView(console)
+    with _interruptible(), files.locked(), view.showing():
+        planned = local.plan(job, files, port=chosen_port, listener=view, fixed=fixed)
+        problem = local.problem(job, files, port=chosen_port, listener=view)
+        chosen = trials.candidates(problem, planned.plan, effort)
+        place = trials.Track(job, files, data_root=job_file.resolve().parent, port=chosen_port)
+        measured = trials.run_trials(place, chosen, effort=effort, listener=view)
+    found, paths = trials.write(files, _describe(job), measured)
+    console.print(terminal.trial_table(measured))
+    said = (*legend(measured), f"regret: {found}", *findings(measured, found), *(f"wrote {path}" for path in paths))
+    console.print(*said, sep="\n", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

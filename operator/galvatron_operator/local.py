@@ -179,12 +179,7 @@ def train(
         trained = Trained(first_loss=first, last=progress)
 
     arguments = torchrun.training_arguments(plan_path=str(directory.plan), training_path=str(directory.training))
-    _supervise(
-        job,
-        _launch(job, local_cluster(job), "train", directory, arguments=arguments, port=port),
-        log=directory.log("train"),
-        on_status=on_status,
-    )
+    run_ranks(job, "train", directory, arguments=arguments, port=port, on_status=on_status)
     last = trained.last
     listener.end("nothing left to do: trained before" if last is None else f"step {last.step}, loss {last.loss:.3f}")
     return trained
@@ -209,12 +204,7 @@ def _profile(
             listener.progress(status.progress)
 
     arguments = torchrun.measuring_arguments(request_path=str(directory.request), output_path=str(directory.profile))
-    _supervise(
-        job,
-        _launch(job, local_cluster(job), "profile", directory, arguments=arguments, port=port),
-        log=directory.log("profile"),
-        on_status=on_status,
-    )
+    run_ranks(job, "profile", directory, arguments=arguments, port=port, on_status=on_status)
     profile = Profile.from_json(directory.profile.read_text())
     listener.end(f"measured on {profile.device_name}")
     return profile
@@ -236,15 +226,41 @@ def _read_data_sheets(
     return profile
 
 
-def _launch(
+def run_ranks(
     job: GalvatronJob,
-    cluster: Cluster,
     phase: str,
     directory: RunDirectory,
     *,
     arguments: tuple[str, ...],
     port: int,
-) -> Launch:
+    on_status: Callable[[WorkerStatus], None],
+) -> None:
+    """Run the processes of one phase on this machine to their end.
+
+    Args:
+        job: whose devices and variables they have.
+        phase: ``train`` or ``profile``; names their files.
+        directory: where their files are.
+        arguments: of the phase's module.
+        port: of status and metrics.
+        on_status: called with every new status.
+
+    Raises:
+        WorkerFailed: when they failed.
+        KeyboardInterrupt: after they have stopped.
+    """
+    launch = _launch(job, phase, directory, arguments=arguments, port=port)
+    supervise(
+        torchrun.supervisor_command(launch),
+        environment=torchrun.environment(launch) | {item.name: item.value for item in job.spec.runtime.env},
+        port=launch.supervisor_port,
+        result=Path(launch.run_directory) / f"result-{launch.attempt}.json",
+        log=directory.log(phase),
+        on_status=on_status,
+    )
+
+
+def _launch(job: GalvatronJob, phase: str, directory: RunDirectory, *, arguments: tuple[str, ...], port: int) -> Launch:
     run_directory = directory.supervisor(phase)
     # What an earlier run reported there would be taken for this one's.
     shutil.rmtree(run_directory, ignore_errors=True)
@@ -253,7 +269,7 @@ def _launch(
     return Launch(
         module=torchrun.TRAIN_MODULE if phase == "train" else torchrun.MEASURE_MODULE,
         arguments=arguments,
-        cluster=cluster,
+        cluster=local_cluster(job),
         node_rank="0",
         master_address=torchrun.LOOPBACK,
         master_port=free_port(),
@@ -264,15 +280,4 @@ def _launch(
         run_directory=str(run_directory),
         when_finished=torchrun.WhenFinished.EXIT,
         python=sys.executable,
-    )
-
-
-def _supervise(job: GalvatronJob, launch: Launch, *, log: Path, on_status: Callable[[WorkerStatus], None]) -> None:
-    supervise(
-        torchrun.supervisor_command(launch),
-        environment=torchrun.environment(launch) | {item.name: item.value for item in job.spec.runtime.env},
-        port=launch.supervisor_port,
-        result=Path(launch.run_directory) / f"result-{launch.attempt}.json",
-        log=log,
-        on_status=on_status,
     )

@@ -9,10 +9,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as ProgressBars
 from rich.table import Table
 
+from galvatron_planner import regret as regrets
 from galvatron_planner import whatif as whatifs
 from galvatron_planner.explain import headline, reasons, sections, texts
 from galvatron_planner.insight import Insight
 from galvatron_planner.plan import Plan, summarize_strategies
+from galvatron_planner.regret import Trial
 from galvatron_planner.search.report import Baseline, SearchReport
 from galvatron_planner.sensitivity import Effect
 from galvatron_planner.units import format_bytes, format_seconds
@@ -180,6 +182,16 @@ def whatif_table(whatif: whatifs.Table) -> Table:
             f"[bold]{cell}[/bold]" if name in best else cell for cell, best in zip(cells, whatif.best, strict=True)
         )
         table.add_row(name, *shown)
+    return table
+
+
+def trial_table(trials: Sequence[Trial]) -> Table:
+    """Plans as they were measured, the fastest first; the chosen one, which comes first in ``trials``, is bold."""
+    table = Table(title="Plans as measured", title_justify="left", title_style="bold")
+    for column in regrets.COLUMNS:
+        table.add_column(column, justify="left" if column == "plan" else "right")
+    for row in regrets.rows(trials):
+        table.add_row(*map(escape, row), style="bold" if row[0] == trials[0].name else "")
     return table
 
 

@@ -1,4 +1,4 @@
-"""Line charts as SVG: nothing but points in and text out, readable on light and dark pages, in colour and without.
+"""Charts as SVG: nothing but points in and text out, readable on light and dark pages, in colour and without.
 
 Colours: the ten of Petroff (arXiv 2107.02270), chosen for colour-blind readers; markers say the same a second time.
 Lengths are in SVG units, about a pixel each.
@@ -74,17 +74,46 @@ def line_chart(title: str, panels: Sequence[Panel], *, x_title: str, y_title: st
     legend = tuple({one.name: one for panel in panels for one in sorted(panel.series, key=_is_drawn)}.values())
     width = columns * PANEL_WIDTH + LEGEND_WIDTH
     height = TITLE + max(-(-len(panels) // columns) * PANEL_HEIGHT, TOP + LINE * len(legend) + BOTTOM)
-    root = Element("svg", xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {height}", width=str(width))
-    root.set("role", "img")
-    SubElement(root, "title").text = title
-    SubElement(root, "desc").text = f"{y_title} over {x_title}. " + " ".join(map(_described, panels))
-    SubElement(root, "style").text = STYLE
-    SubElement(root, "rect", {"class": "paper", "width": "100%", "height": "100%"})
-    _text(root, title, x=LEFT, y=TITLE - 8, anchor="start").set("class", "title")
+    description = f"{y_title} over {x_title}. " + " ".join(map(_described, panels))
+    root = _drawing(title, width, height, description=description)
     for index, panel in enumerate(panels):
         row, column = divmod(index, columns)
         _draw_panel(_moved(root, column * PANEL_WIDTH, TITLE + row * PANEL_HEIGHT), panel, x_title, y_title)
     _draw_legend(_moved(root, columns * PANEL_WIDTH + 10, TITLE + TOP), legend, without_points)
+    indent(root)
+    return tostring(root, encoding="unicode") + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """One point of a scatter chart; its name shows when one points at it."""
+
+    name: str
+    x: float
+    y: float
+    is_wide: bool = False
+
+
+def scatter_chart(title: str, dots: Sequence[Dot], *, x_title: str, y_title: str) -> str:
+    """Draw points of two quantities of one unit, both axes from 0, and the diagonal on which they are equal.
+
+    Args:
+        title: of the chart, also for screen readers.
+        dots: at least one; wide ones are drawn last, over the others.
+        x_title: name and unit of the horizontal axis.
+        y_title: name and unit of the vertical axis.
+    """
+    root = _drawing(title, PANEL_WIDTH, TITLE + PANEL_HEIGHT, description=f"{y_title} over {x_title}.")
+    panel = _moved(root, 0, TITLE)
+    scale = ticks(max(max(dot.x, dot.y) for dot in dots))
+    axes = _Axes(scale, scale)
+    _draw_axes(panel, axes, scale, x_title, y_title)
+    _line(panel, "axis", axes.x(0), axes.y(0), axes.x(scale[-1]), axes.y(scale[-1]))
+    for dot in sorted(dots, key=lambda one: one.is_wide):
+        series = Series(dot.name, (), colour=2 if dot.is_wide else 0, is_wide=dot.is_wide)
+        group = _drawn_as(panel, series)
+        SubElement(group, "title").text = f"{dot.name}: {dot.y:.4g} against {dot.x:.4g}"
+        _mark(group, series, axes.x(dot.x), axes.y(dot.y))
     indent(root)
     return tostring(root, encoding="unicode") + "\n"
 
@@ -119,8 +148,25 @@ def _draw_panel(parent: Element, panel: Panel, x_title: str, y_title: str) -> No
     points = [point for one in panel.series for point in one.points]
     xs = tuple(sorted({x for x, _ in points})) or (0.0,)
     axes = _Axes(xs, ticks(max((y for _, y in points), default=0.0)))
+    _text(parent, panel.title, x=(LEFT + PANEL_WIDTH - RIGHT) / 2, y=TOP - 12)
+    _draw_axes(parent, axes, xs, x_title, y_title)
+    for one in panel.series:
+        _draw_series(parent, one, [(axes.x(x), axes.y(y)) for x, y in one.points])
+
+
+def _drawing(title: str, width: int, height: int, *, description: str) -> Element:
+    root = Element("svg", xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {height}", width=str(width))
+    root.set("role", "img")
+    SubElement(root, "title").text = title
+    SubElement(root, "desc").text = description
+    SubElement(root, "style").text = STYLE
+    SubElement(root, "rect", {"class": "paper", "width": "100%", "height": "100%"})
+    _text(root, title, x=LEFT, y=TITLE - 8, anchor="start").set("class", "title")
+    return root
+
+
+def _draw_axes(parent: Element, axes: _Axes, xs: Sequence[float], x_title: str, y_title: str) -> None:
     bottom, right = axes.y(0), PANEL_WIDTH - RIGHT
-    _text(parent, panel.title, x=(LEFT + right) / 2, y=TOP - 12)
     for y in axes.y_ticks:
         _line(parent, "grid" if y else "axis", LEFT, axes.y(y), right, axes.y(y))
         _text(parent, f"{y:g}", x=LEFT - 8, y=axes.y(y) + 4, anchor="end")
@@ -130,8 +176,6 @@ def _draw_panel(parent: Element, panel: Panel, x_title: str, y_title: str) -> No
     _text(parent, x_title, x=(LEFT + right) / 2, y=bottom + 40)
     label = _text(parent, y_title, x=0, y=0)
     label.set("transform", f"translate(14 {(TOP + bottom) / 2:.0f}) rotate(-90)")
-    for one in panel.series:
-        _draw_series(parent, one, [(axes.x(x), axes.y(y)) for x, y in one.points])
 
 
 def _draw_series(parent: Element, series: Series, places: Sequence[tuple[float, float]]) -> None:

@@ -164,6 +164,21 @@ def test_ctrl_c_saves_stops_everything_and_the_next_run_goes_on(tmp_path: Path) 
 
 @pytest.mark.distributed
 @pytest.mark.slow
+def test_regret_runs_the_chosen_plan_and_others_and_leaves_tables_and_a_picture(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
+    options = ("--plans", "2", "--rounds", "1", "--steps", "3", "--port", "0", "--directory", tmp_path / "run")
+    result = galvatron("regret", job, *options, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"regret: \d+\.\d% \(95 % confidence", result.stdout)
+    assert "chosen: pp" in result.stdout
+    lines = (tmp_path / "run" / "regret.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2
+    assert (tmp_path / "run" / "regret.svg").read_text().startswith("<svg")
+    assert "| chosen |" in (tmp_path / "run" / "regret.md").read_text()
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
 def test_a_budget_that_is_too_small_names_the_memory_that_would_do(tmp_path: Path) -> None:
     answer = galvatron("plan", write_job(tmp_path, memory="1Mi"), "--port", "0", folder=tmp_path)
     assert answer.returncode == 1

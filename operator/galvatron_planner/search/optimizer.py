@@ -52,7 +52,7 @@ def solution(
         chosen = next(iter(outcome.best.values()))
         ranked = [chosen, *(candidate for candidate in ranked if candidate is not chosen)]
     yardsticks = baselines_of(problem, prices, uniform) if uniform is not None else ()
-    return Solution(_plan(problem, ranked[0]), _report(problem, outcome, ranked, yardsticks))
+    return Solution(as_plan(problem, ranked[0]), _report(problem, outcome, ranked, yardsticks))
 
 
 def _outcome(problem: PlanningProblem, prices: PriceList, uniform: UniformSearch) -> Outcome:
@@ -97,7 +97,8 @@ def _rank(candidate: Candidate) -> tuple[float, str]:
     return -candidate.estimate.samples_per_second, alternative(candidate).summary
 
 
-def _plan(problem: PlanningProblem, best: Candidate) -> Plan:
+def as_plan(problem: PlanningProblem, best: Candidate) -> Plan:
+    """Write a candidate as the plan of its problem."""
     return Plan(
         model=problem.model,
         precision=problem.precision,
