@@ -12,18 +12,22 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from urllib.parse import parse_qs
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from galvatron_planner.errors import GalvatronError
 from galvatron_planner.worker import WorkerState, WorkerStatus
 from galvatron_runtime.metrics import scrape
+from galvatron_runtime.recorder import NoTrace, TraceRecorder
 from galvatron_runtime.reports import read_reports
 
 log = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
 """In the run directory: what a measuring command hands out."""
+MAX_TRACED_STEPS = 20
+"""Traces of more steps are too large to look at."""
 _JSON = "application/json"
 _TEXT = "text/plain; charset=utf-8"
 
@@ -47,19 +51,22 @@ def serve(*, address: str, port: int, run_directory: Path, status: Callable[[], 
     Raises:
         PortUnusable: when the port is taken or the address is not of this machine.
     """
-    answers: dict[str, Callable[[], Answer]] = {
-        "/livez": lambda: Answer(HTTPStatus.OK, _TEXT, b"ok\n"),
-        "/readyz": lambda: _readiness(status()),
-        "/v1/status": lambda: Answer(HTTPStatus.OK, _JSON, status().to_json().encode()),
-        "/v1/result": lambda: _result(run_directory / RESULT_FILE),
-        "/metrics": lambda: Answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, scrape(read_reports(run_directory))),
+    recorder = TraceRecorder(run_directory, status)
+    answers: dict[str, Callable[[str], Answer]] = {
+        "/livez": lambda _: Answer(HTTPStatus.OK, _TEXT, b"ok\n"),
+        "/readyz": lambda _: _readiness(status()),
+        "/v1/status": lambda _: Answer(HTTPStatus.OK, _JSON, status().to_json().encode()),
+        "/v1/result": lambda _: _result(run_directory / RESULT_FILE),
+        "/v1/trace": lambda query: _trace(recorder, query),
+        "/metrics": lambda _: Answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, scrape(read_reports(run_directory))),
     }
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 10  # seconds; a client that sends nothing must not keep a thread
 
         def do_GET(self) -> None:
-            answer = answers.get(self.path.partition("?")[0], _unknown)()
+            path, _, query = self.path.partition("?")
+            answer = answers.get(path, _unknown)(query)
             self.send_response(answer.status)
             self.send_header("Content-Type", answer.content_type)
             self.send_header("Content-Length", str(len(answer.body)))
@@ -105,5 +112,20 @@ def _result(path: Path) -> Answer:
     return Answer(HTTPStatus.NOT_FOUND, _TEXT, b"no result yet\n")
 
 
-def _unknown() -> Answer:
-    return Answer(HTTPStatus.NOT_FOUND, _TEXT, b"there are /livez /readyz /v1/status /v1/result /metrics\n")
+def _trace(recorder: TraceRecorder, query: str) -> Answer:
+    """Answer ``steps=3`` with a trace of the next three steps, and no query with the last trace."""
+    match parse_qs(query):
+        case {"steps": [text]} if text.isdecimal() and 1 <= int(text) <= MAX_TRACED_STEPS:
+            traced = recorder.record(int(text))
+        case asked if not asked and not query:
+            traced = recorder.last()
+        case _:
+            text = f"write /v1/trace?steps=N with N from 1 to {MAX_TRACED_STEPS}, or /v1/trace for the last one\n"
+            return Answer(HTTPStatus.BAD_REQUEST, _TEXT, text.encode())
+    if isinstance(traced, NoTrace):
+        return Answer(HTTPStatus.CONFLICT, _TEXT, f"{traced.reason}\n".encode())
+    return Answer(HTTPStatus.OK, _JSON, traced)
+
+
+def _unknown(_query: str) -> Answer:
+    return Answer(HTTPStatus.NOT_FOUND, _TEXT, b"there are /livez /readyz /v1/status /v1/result /v1/trace /metrics\n")

@@ -47,6 +47,7 @@ class StepJournal:
         self._meter = meter
         self._durations: deque[float] = deque(maxlen=RECENT_STEPS)
         self._num_steps = 0
+        self._busy_seconds = self._wait_seconds = 0.0
         self._checkpoint_step = 0
         self._checkpoint_seconds: float | None = None
         self._last: LastStep | None = None
@@ -67,6 +68,8 @@ class StepJournal:
         """Record one step; ``step`` counts from 1 at the start of the job, ``seconds`` is its whole duration."""
         self._durations.append(seconds)
         self._num_steps += 1
+        self._busy_seconds += outcome.busy_seconds
+        self._wait_seconds += outcome.wait_seconds
         self._last = LastStep(step, outcome, gradient_norm, ended_at=time.time())
         now = time.monotonic()
         is_end = self._num_steps == 1 or step == self._total_steps
@@ -107,6 +110,8 @@ class StepJournal:
             last_step_timestamp_seconds=last.ended_at,
             gradient_norm=last.gradient_norm,
             bubble_ratio=bubble_ratio(last.outcome),
+            busy_seconds=self._busy_seconds,
+            wait_seconds=self._wait_seconds,
             model_flops_per_sample=sample_flops(self._plan),
             peak_bytes=self._meter.peak_bytes(),
             predicted_step_seconds=self._plan.estimate.step_seconds,

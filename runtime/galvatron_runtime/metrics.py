@@ -128,6 +128,11 @@ def _gauge(name: str, unit: str, help_text: str, read: Callable[[RankReport], fl
     return MetricRow(f"galvatron_train_{name}", MetricType.GAUGE, unit, Scope.JOB, help_text, read)
 
 
+def _rank_counter(name: str, help_text: str, read: Callable[[TrainingFigures], float | None]) -> MetricRow:
+    """A row for something of one rank that is counted from the start of the attempt."""
+    return MetricRow(f"galvatron_train_{name}", MetricType.COUNTER, "", Scope.RANK, help_text, _figure(read))
+
+
 def _rank_gauge(name: str, unit: str, help_text: str, read: Callable[[TrainingFigures], float | None]) -> MetricRow:
     """A row for something of one rank."""
     return MetricRow(f"galvatron_train_{name}", MetricType.GAUGE, unit, Scope.RANK, help_text, _figure(read))
@@ -186,6 +191,14 @@ METRICS: tuple[MetricRow, ...] = (
     _rank_gauge(
         "predicted_memory_bytes", "bytes", "Peak device memory that the plan predicts for the rank's stage.",
         lambda t: t.predicted_peak_bytes,
+    ),
+    _rank_counter(
+        "stage_busy_seconds_total", "Passes of the rank's stage on this device, with the collectives inside them.",
+        lambda t: t.busy_seconds,
+    ),
+    _rank_counter(
+        "stage_wait_seconds_total", "Waiting of the rank for other stages.",
+        lambda t: t.wait_seconds,
     ),
     _rank_gauge(
         "bubble_ratio", "ratio", "Waiting for other stages over computing and waiting, last step.",

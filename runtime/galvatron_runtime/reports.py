@@ -17,6 +17,8 @@ from galvatron_planner.worker import ExitClass, Progress, WorkerFailure
 
 RUN_DIRECTORY_VARIABLE = "GALVATRON_RUN_DIRECTORY"
 ATTEMPT_VARIABLE = "GALVATRON_ATTEMPT"
+_TRACE_REQUEST = "trace-request.json"
+_TRACES = "traces"
 MESSAGE_LIMIT = 2048
 """Characters of a failure's message, as in :class:`WorkerFailure`."""
 
@@ -34,6 +36,8 @@ class TrainingFigures(Value):
         last_step_timestamp_seconds: seconds since the epoch at the end of the last step.
         gradient_norm: global norm before clipping; absent when nothing is clipped.
         bubble_ratio: waiting for other stages over computing and waiting, last step.
+        busy_seconds: passes of this attempt on this device, with the collectives inside them.
+        wait_seconds: waiting for other stages in this attempt.
         model_flops_per_sample: forward and backward of one sample through the whole model, recomputation not counted.
         peak_bytes: peak device memory of this rank since the training began.
         predicted_step_seconds: what the plan expects.
@@ -50,6 +54,8 @@ class TrainingFigures(Value):
     last_step_timestamp_seconds: NonNegativeFloat
     gradient_norm: float | None = None
     bubble_ratio: NonNegativeFloat
+    busy_seconds: NonNegativeFloat
+    wait_seconds: NonNegativeFloat
     model_flops_per_sample: NonNegativeInt
     peak_bytes: NonNegativeInt
     predicted_step_seconds: PositiveFloat
@@ -73,6 +79,49 @@ class RankFailure(Document):
 
     schema_tag: Literal["galvatron/rank-failure/v1"] = Field(default="galvatron/rank-failure/v1", alias="schema")
     failure: WorkerFailure
+
+
+class TraceRequest(Document):
+    """What ranks are asked to record.
+
+    Attributes:
+        number: tells requests apart.
+        steps: how many.
+    """
+
+    schema_tag: Literal["galvatron/trace-request/v1"] = Field(default="galvatron/trace-request/v1", alias="schema")
+    number: NonNegativeInt
+    steps: PositiveInt
+
+
+def trace_request(directory: Path) -> TraceRequest | None:
+    """Read what the ranks of a pod are asked to record, if anything."""
+    try:
+        return TraceRequest.from_json((directory / _TRACE_REQUEST).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def request_trace(directory: Path, request: TraceRequest) -> None:
+    """Ask the ranks of a pod to record; what they recorded before goes."""
+    for path in trace_files(directory):
+        path.unlink()
+    write_atomically(directory / _TRACE_REQUEST, request.to_json())
+
+
+def withdraw_trace_request(directory: Path) -> None:
+    """Ask no longer."""
+    (directory / _TRACE_REQUEST).unlink(missing_ok=True)
+
+
+def trace_file(directory: Path, rank: int) -> Path:
+    """Where a rank's trace lies."""
+    return directory / _TRACES / f"rank-{rank:05d}.json"
+
+
+def trace_files(directory: Path) -> tuple[Path, ...]:
+    """List the traces of a pod's ranks, by rank."""
+    return tuple(sorted((directory / _TRACES).glob("rank-*.json")))
 
 
 def run_directory() -> Path | None:

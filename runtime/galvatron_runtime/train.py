@@ -39,6 +39,7 @@ from galvatron_runtime.memory import idle_meter
 from galvatron_runtime.mesh import finish, start_process_groups
 from galvatron_runtime.processes import die_with_parent
 from galvatron_runtime.reports import RUN_DIRECTORY_VARIABLE, attempt, report_failure, run_directory
+from galvatron_runtime.tracing import StepTracer
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def train(plan: Plan, training: TrainingSpec, *, directory: Path, stop: "StopReq
     journal = StepJournal(plan, stage_index=model.stage_index, total_steps=training.steps, meter=meter)
     store = open_store(plan, training)
     state = TrainingState(model.parameters_by_name, optimizer)
+    tracer = StepTracer(directory, rank=dist.get_rank(), stage_index=model.stage_index, device=device)
 
     step = resume(store, state, journal)
     while step < training.steps:
@@ -96,13 +98,15 @@ def train(plan: Plan, training: TrainingSpec, *, directory: Path, stop: "StopReq
         check_finite(outcome.loss, gradient_norm, step=step)
         optimizer.step()
         step += 1
-        # Agreed in every step, because the signal reaches the ranks of one pod only. Also waits for the device.
-        is_stopping = stop.is_requested_anywhere(device)
+        # Agreed in every step, because what is asked reaches the ranks of one pod only. Also waits for the device.
+        is_stopping, traced_steps = agree(device, stop.is_requested, tracer.requested_steps())
         journal.step_finished(step, outcome, gradient_norm=gradient_norm, seconds=time.perf_counter() - started)
+        tracer.step_finished(agreed_steps=traced_steps)
         if store and (is_stopping or store.is_due(step)):
             save(store, state, journal, step)
         if is_stopping:
             break
+    tracer.stop()
     return Ending(step, is_complete=step >= training.steps, is_saved=store is not None)
 
 
@@ -195,17 +199,19 @@ class StopRequest:
     """Whether this rank got SIGTERM; it has state because a signal handler can only leave a mark."""
 
     def __init__(self) -> None:
-        self._is_requested = False
+        self.is_requested = False
         signal.signal(signal.SIGTERM, self._request)
 
-    def is_requested_anywhere(self, device: torch.device) -> bool:
-        """Agree with all ranks whether to stop after this step."""
-        requested = torch.tensor(float(self._is_requested), device=device)
-        dist.all_reduce(requested, op=dist.ReduceOp.MAX)
-        return bool(requested.item())
-
     def _request(self, _signal: int, _frame: FrameType | None) -> None:
-        self._is_requested = True
+        self.is_requested = True
+
+
+def agree(device: torch.device, is_stopping: bool, traced_steps: int) -> tuple[bool, int]:  # noqa: FBT001 -- a sum of both
+    """Agree with all ranks whether to stop after this step, and how many steps to record: what anyone was asked for."""
+    wishes = torch.tensor([float(is_stopping), float(traced_steps)], device=device)
+    dist.all_reduce(wishes, op=dist.ReduceOp.MAX)
+    stopping, steps = wishes.tolist()
+    return bool(stopping), int(steps)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -7,40 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from galvatron_planner.worker import Progress
 from galvatron_runtime.metrics import METRICS, MetricType, peak_flops, scrape
-from galvatron_runtime.reports import RankReport, TrainingFigures
-
-
-def report(local_rank: int, *, device_name: str = "x86_64", peak_bytes: int = 5) -> RankReport:
-    return RankReport(
-        attempt=2,
-        rank=4 + local_rank,
-        local_rank=local_rank,
-        progress=Progress(
-            activity="training",
-            step=30,
-            total_steps=100,
-            loss=2.5,
-            step_seconds=0.5,
-            samples_per_second=16.0,
-            tokens_per_second=256.0,
-            last_checkpoint_step=20,
-        ),
-        training=TrainingFigures(
-            stage=local_rank // 2,
-            device_name=device_name,
-            num_devices=8,
-            steps=10,
-            samples=80,
-            tokens=1280,
-            last_step_timestamp_seconds=1.7e9,
-            gradient_norm=0.7,
-            bubble_ratio=0.25,
-            model_flops_per_sample=312 * 10**12,
-            peak_bytes=peak_bytes,
-            predicted_step_seconds=0.4,
-            predicted_peak_bytes=6,
-        ),
-    )
+from galvatron_runtime.reports import RankReport
+from rank_reports import report
 
 
 def samples(*reports: RankReport) -> dict[tuple[str, str], float]:

@@ -13,6 +13,7 @@ from typing import assert_never
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from galvatron_planner.plan import Plan
 from galvatron_planner.problem import Schedule
@@ -124,13 +125,14 @@ class Pipeline:
         for reduction in self._reductions:
             reduction.start_step()
         loss = torch.zeros((), dtype=torch.float64, device=self._device)
-        unread = count()
+        unread, unreturned = count(), count()
         received = self._exchange(None, None, self._order[0])
         made: Tensor | None
         for direction, following in pairwise([*self._order, None]):
-            with self.busy.running():
+            number = next(unread if direction is Direction.FORWARD else unreturned)
+            with self.busy.running(), record_function(f"{direction} {number}"):
                 if direction is Direction.FORWARD:
-                    made = self._forward(received, read(next(unread)), loss_scale)
+                    made = self._forward(received, read(number), loss_scale)
                     if self._after is None:
                         loss += made.detach()
                 else:
@@ -169,7 +171,7 @@ class Pipeline:
             received = torch.empty(source.shape, dtype=source.dtype, device=self._device)
             operations.append(dist.P2POp(dist.irecv, received, group=source.group, group_peer=source.neighbour))
         if operations:
-            with self.waiting.running():
+            with self.waiting.running(), record_function("wait for a neighbouring stage"):
                 self._communicate(operations)
         return received
 
