@@ -25,7 +25,7 @@ from galvatron_planner.workload import boundary_bytes, memory_bytes, output_byte
 _TOKEN_ID_BYTES = 8
 """Of one token id, and of the row that a split table looks up for it (int64)."""
 
-_INNER_TENSORS = {Mlp.GELU: 2, Mlp.RELU: 1, Mlp.SWIGLU: 4}
+_INNER_TENSORS = {Mlp.GELU: 2, Mlp.GELU_TANH: 2, Mlp.RELU: 1, Mlp.SWIGLU: 4}
 """Inner vectors kept: before and after GELU; after ReLU; gate, gated, up and product."""
 
 
@@ -127,7 +127,8 @@ def _inner_bytes(layer: Block, precision: Precision) -> int:
 def _head_bytes(layer: Head, tensor_degree: int, precision: Precision) -> int:
     """Input, norm, targets; the logarithm of the softmax, or when split the scores and their exponentials."""
     pooled = layer.num_classified * layer.hidden_size * precision.activation_bytes
-    per_target = _TOKEN_ID_BYTES * (1 if tensor_degree == 1 else 2)
+    # Split: also the column of each target, and whether it counts.
+    per_target = _TOKEN_ID_BYTES if tensor_degree == 1 else 2 * _TOKEN_ID_BYTES + max(4, precision.activation_bytes)
     statistics = layer.sequence_length * _statistics_bytes(layer.norm, precision)
     kept = boundary_bytes(layer, precision) + pooled + statistics
     if layer.transform:

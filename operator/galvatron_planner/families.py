@@ -34,7 +34,6 @@ class FamilyRules:
 
     Attributes:
         norm, mlp, positions, bias, query_bias, attention, post_norm: as in :class:`Block`.
-        trainable: whether the runtime trains the family; the others can be planned.
         shared: names of parameters that the published model holds once. Every layer has its own here, as in training.
     """
 
@@ -45,21 +44,18 @@ class FamilyRules:
     query_bias: bool = False
     attention: Attention = Attention.CAUSAL
     post_norm: bool = False
-    trainable: bool = False
     shared: tuple[frozenset[str], ...] = ()
 
 
 FAMILIES: dict[Family, FamilyRules] = {
     # Radford et al. 2019: pre-norm blocks, learned positions. Its tables are shared; ours are not.
-    Family.GPT: FamilyRules(Normalization.LAYER_NORM, Mlp.GELU, Positions.LEARNED, bias=True, trainable=True),
+    Family.GPT: FamilyRules(Normalization.LAYER_NORM, Mlp.GELU_TANH, Positions.LEARNED, bias=True),
     # Touvron et al. 2023: RMSNorm, rotary positions, gated feed-forward, no biases.
-    Family.LLAMA: FamilyRules(Normalization.RMS_NORM, Mlp.SWIGLU, Positions.ROTARY, bias=False, trainable=True),
+    Family.LLAMA: FamilyRules(Normalization.RMS_NORM, Mlp.SWIGLU, Positions.ROTARY, bias=False),
     # Jiang et al. 2023 (arXiv 2310.06825): LLaMA's blocks; sequences up to the sliding window see no difference.
-    Family.MISTRAL: FamilyRules(Normalization.RMS_NORM, Mlp.SWIGLU, Positions.ROTARY, bias=False, trainable=True),
+    Family.MISTRAL: FamilyRules(Normalization.RMS_NORM, Mlp.SWIGLU, Positions.ROTARY, bias=False),
     # Yang et al. 2024 (arXiv 2407.10671, section 2.2): LLaMA's blocks with biases of queries, keys and values.
-    Family.QWEN2: FamilyRules(
-        Normalization.RMS_NORM, Mlp.SWIGLU, Positions.ROTARY, bias=False, query_bias=True, trainable=True
-    ),
+    Family.QWEN2: FamilyRules(Normalization.RMS_NORM, Mlp.SWIGLU, Positions.ROTARY, bias=False, query_bias=True),
     # Devlin et al. 2019 (arXiv 1810.04805): the encoder of Vaswani et al. 2017, norms after the sums.
     Family.BERT: FamilyRules(
         Normalization.LAYER_NORM,
@@ -87,9 +83,6 @@ FAMILIES: dict[Family, FamilyRules] = {
     ),
 }
 
-TRAINABLE_FAMILIES = tuple(family for family, rules in FAMILIES.items() if rules.trainable)
-"""What the runtime trains."""
-
 
 @lru_cache(maxsize=64)
 def layers(model: ModelSpec) -> tuple[LayerSpec, ...]:
@@ -110,6 +103,26 @@ def layers(model: ModelSpec) -> tuple[LayerSpec, ...]:
             return (_patches(model, norm=Normalization.LAYER_NORM), *_swin_stages(model))
         case _:
             assert_never(model.family)
+
+
+@lru_cache(maxsize=64)
+def shifted_blocks(model: ModelSpec) -> frozenset[int]:
+    """List the layers whose windows are shifted by half a window: every second block of a stage of Swin.
+
+    No field of the block, because it changes neither shapes nor costs: all blocks of a stage share one measurement.
+    Stages of a single window have nothing to shift.
+
+    Source: Liu et al. 2021 (arXiv 2103.14030), section 3.2.
+    """
+    shifted, since_merge = [], 0
+    for index, layer in enumerate(layers(model)):
+        if not isinstance(layer, Block):
+            since_merge = 0
+            continue
+        if layer.window_size and since_merge % 2 and layer.sequence_length > layer.window_size**2:
+            shifted.append(index)
+        since_merge += 1
+    return frozenset(shifted)
 
 
 def num_parameters(model: ModelSpec) -> int:
@@ -141,6 +154,7 @@ def _embedding(
         num_segments=num_segments,
         norm=norm,
         memory_length=memory_length,
+        norm_epsilon=model.norm_epsilon,
     )
 
 
@@ -152,6 +166,7 @@ def _patches(model: ModelSpec, *, class_token: bool = False, norm: Normalization
         class_token=class_token,
         positions=FAMILIES[model.family].positions,
         norm=norm,
+        norm_epsilon=model.norm_epsilon,
     )
 
 
@@ -173,6 +188,7 @@ def _block(model: ModelSpec) -> Block:
         post_norm=rules.post_norm,
         window_size=model.window_size,
         rotary_base=model.rotary_base,
+        norm_epsilon=model.norm_epsilon,
     )
 
 
@@ -186,6 +202,7 @@ def _head(model: ModelSpec, *, pooling: Pooling = Pooling.ALL, transform: bool =
         transform=transform,
         bias=bias,
         memory_length=model.sequence_length if model.num_decoder_layers else 0,
+        norm_epsilon=model.norm_epsilon,
     )
 
 
@@ -209,7 +226,12 @@ def _swin_stages(model: ModelSpec) -> Iterator[LayerSpec]:
         scale, sequence_length = 2**stage, model.sequence_length // 4**stage
         width = first.hidden_size * scale
         if stage:
-            yield Merge(hidden_size=width // 2, sequence_length=sequence_length * 4, norm=first.norm)
+            yield Merge(
+                hidden_size=width // 2,
+                sequence_length=sequence_length * 4,
+                norm=first.norm,
+                norm_epsilon=model.norm_epsilon,
+            )
         block = first.model_copy(
             update={
                 "hidden_size": width,

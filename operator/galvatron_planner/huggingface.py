@@ -1,6 +1,6 @@
 """A Hugging Face ``config.json`` as a model: what it says of shapes is taken, what we would plan wrongly is refused.
 
-What only changes numbers (dropout, epsilons, initialisation, data types) is ignored, and so is sharing the table of
+What only changes numbers (dropout, initialisation, data types) is ignored, and so is sharing the table of
 tokens with the projection: layers hold copies of their own.
 """
 
@@ -43,6 +43,8 @@ def from_config(config: Config | Path, *, sequence_length: int | None = None) ->
     try:
         _refuse_options(config, architecture)
         fields = _READERS[architecture](config)
+        for epsilon in (config[name] for name in _EPSILONS if name in config):
+            fields["norm_epsilon"] = epsilon
         if sequence_length is not None:
             fields["sequence_length"] = sequence_length
         return ModelSpec(**fields)
@@ -69,11 +71,12 @@ def _load(path: Path) -> Config:
     return config
 
 
-_GELU = ("gelu", "gelu_new", "gelu_pytorch_tanh")
+_GELU_TANH = ("gelu_new", "gelu_pytorch_tanh")
+_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
 _GATED = ("llama", "mistral", "qwen2")
 
 _ALLOWED: dict[str, tuple[Any, ...]] = {
-    "activation_function": _GELU,
+    "activation_function": _GELU_TANH,
     "feed_forward_proj": ("relu",),
     "position_embedding_type": ("absolute",),
     "attention_bias": (False,),
@@ -90,7 +93,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
 
 
 def _refuse_options(config: Config, architecture: str) -> None:
-    activations = ("silu",) if architecture in _GATED else _GELU
+    activations = ("silu",) if architecture in _GATED else ("gelu",)
     for option, allowed in {"hidden_act": activations, **_ALLOWED}.items():
         if option in config and config[option] not in allowed:
             known = " or ".join(json.dumps(value) for value in allowed)

@@ -7,7 +7,7 @@ share one measurement, and nothing here knows how they are computed or split.
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from galvatron_planner.documents import Value
 
@@ -56,6 +56,8 @@ class Mlp(StrEnum):
     """The feed-forward part of a block."""
 
     GELU = "gelu"
+    GELU_TANH = "gelu_tanh"
+    """GELU as GPT-2 approximates it."""
     RELU = "relu"
     SWIGLU = "swiglu"
 
@@ -91,6 +93,14 @@ def _even_share(fields: dict[str, Any]) -> int:
     return int(fields["hidden_size"] // fields["num_heads"])
 
 
+_NORM_EPSILONS: dict[Family, float] = {Family.QWEN2: 1e-6, Family.T5: 1e-6, Family.BERT: 1e-12, Family.VIT: 1e-12}
+"""As published; 1e-5 elsewhere."""
+
+
+def _published_epsilon(fields: dict[str, Any]) -> float:
+    return _NORM_EPSILONS.get(fields["family"], 1e-5)
+
+
 class ModelSpec(Value):
     """A Transformer as its user states it.
 
@@ -105,6 +115,7 @@ class ModelSpec(Value):
         vocabulary_size: number of distinct tokens, or of classes of images.
         head_size: width of a head; when absent, the heads share the hidden size.
         rotary_base: base of the rotary frequencies.
+        norm_epsilon: added to variances under the roots of norms; the family's own when absent.
         num_decoder_layers: T5: number of the decoder's blocks.
         decoder_sequence_length: T5: tokens per sample in the decoder.
         image_size: ViT and Swin: pixels along a side of an image, which has three channels.
@@ -123,6 +134,7 @@ class ModelSpec(Value):
     vocabulary_size: PositiveInt
     head_size: PositiveInt = Field(default_factory=_even_share)
     rotary_base: PositiveInt = 10_000
+    norm_epsilon: PositiveFloat = Field(default_factory=_published_epsilon)
     num_decoder_layers: NonNegativeInt = 0
     decoder_sequence_length: NonNegativeInt = 0
     image_size: NonNegativeInt = 0
@@ -205,6 +217,7 @@ class Embedding(Value):
         norm: of the sum, when there is one.
         memory_length: tokens of an encoder's output that are normalised here and go on beside the decoder's own; 0
             outside a decoder.
+        norm_epsilon: of all norms.
     """
 
     kind: Literal["embedding"] = "embedding"
@@ -215,6 +228,7 @@ class Embedding(Value):
     num_segments: NonNegativeInt = 0
     norm: Normalization | None = None
     memory_length: NonNegativeInt = 0
+    norm_epsilon: PositiveFloat = 1e-5
 
 
 class Patches(Value):
@@ -226,6 +240,7 @@ class Patches(Value):
         class_token: whether a learned vector goes before the patches.
         positions: with a table when they are learned.
         norm: of the projected patches, when there is one.
+        norm_epsilon: of the norm.
     """
 
     kind: Literal["patches"] = "patches"
@@ -235,6 +250,7 @@ class Patches(Value):
     class_token: bool
     positions: Positions
     norm: Normalization | None = None
+    norm_epsilon: PositiveFloat = 1e-5
 
 
 class Block(Value):
@@ -250,6 +266,7 @@ class Block(Value):
         memory_length: tokens of an encoder's output that a second attention sees, and that go on to the next layer; 0
             outside a decoder.
         rotary_base: base of the rotary frequencies.
+        norm_epsilon: of all norms.
     """
 
     kind: Literal["block"] = "block"
@@ -269,6 +286,7 @@ class Block(Value):
     window_size: NonNegativeInt = 0
     memory_length: NonNegativeInt = 0
     rotary_base: PositiveInt = 10_000
+    norm_epsilon: PositiveFloat = 1e-5
 
     @property
     def query_size(self) -> int:
@@ -288,6 +306,7 @@ class Merge(Value):
     hidden_size: PositiveInt
     sequence_length: PositiveInt
     norm: Normalization
+    norm_epsilon: PositiveFloat = 1e-5
 
 
 class Head(Value):
@@ -299,6 +318,7 @@ class Head(Value):
         transform: whether a projection with GELU comes before the norm.
         bias: of all projections.
         memory_length: tokens of an encoder's output that arrive beside the decoder's, and end here.
+        norm_epsilon: of the norm.
     """
 
     kind: Literal["head"] = "head"
@@ -310,6 +330,7 @@ class Head(Value):
     transform: bool = False
     bias: bool = False
     memory_length: NonNegativeInt = 0
+    norm_epsilon: PositiveFloat = 1e-5
 
     @property
     def num_classified(self) -> int:

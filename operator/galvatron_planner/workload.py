@@ -7,7 +7,7 @@ bytes with it, and the runtime builds, initialises, splits and saves parameters 
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from math import prod
+from math import isqrt, prod
 from typing import assert_never
 
 from galvatron_planner.model import (
@@ -97,9 +97,9 @@ def _patches_parameters(layer: Patches) -> tuple[Parameter, ...]:
     num_patches = layer.sequence_length - layer.class_token
     places = Parameter("positions.weight", (layer.sequence_length, hidden))
     return (
+        *((Parameter("class_token", (1, hidden)),) if layer.class_token else ()),
         Parameter("projection.weight", (hidden, layer.patch_values), num_products=num_patches),
         Parameter("projection.bias", (hidden,)),
-        *((Parameter("class_token", (1, hidden)),) if layer.class_token else ()),
         *((places,) if layer.positions is Positions.LEARNED else ()),
         *(_norm_parameters("norm", hidden, layer.norm) if layer.norm else ()),
     )
@@ -223,28 +223,62 @@ def memory_bytes(layer: LayerSpec, precision: Precision) -> int:
     return layer.memory_length * layer.hidden_size * precision.activation_bytes
 
 
+@lru_cache(maxsize=1024)
 def input_bytes(layer: LayerSpec, precision: Precision) -> int:
     """Bytes of everything that one sample brings into a layer; equal to what the layer before it puts out.
 
     Token ids and images come from the data, not from a layer, and count nothing.
     """
-    if isinstance(layer, Embedding | Patches):
-        return memory_bytes(layer, precision)
-    return boundary_bytes(layer, precision) + memory_bytes(layer, precision)
+    return sum(tokens * width for tokens, width in input_shapes(layer)) * precision.activation_bytes
 
 
-def output_bytes(layer: LayerSpec, precision: Precision) -> int:
-    """Bytes of everything that one sample hands on to the next layer; nothing after the loss."""
+def image_side(layer: Patches) -> int:
+    """Pixels along a side of the images that a layer reads; they have three channels."""
+    return isqrt((layer.sequence_length - layer.class_token) * layer.patch_values // 3)
+
+
+def reads_data(layer: LayerSpec) -> bool:
+    """Tell whether a layer is fed from the data, beside what comes from the layer before it."""
+    return isinstance(layer, Embedding | Patches)
+
+
+def input_shapes(layer: LayerSpec) -> tuple[tuple[int, int], ...]:
+    """List the tokens and widths of what one sample brings into a layer from the layer before it."""
     match layer:
-        case Embedding() | Patches() | Block():
-            return boundary_bytes(layer, precision) + memory_bytes(layer, precision)
+        case Embedding():
+            return ((layer.memory_length, layer.hidden_size),) if layer.memory_length else ()
+        case Patches():
+            return ()
         case Merge():
-            # A quarter of the tokens at twice the width.
-            return boundary_bytes(layer, precision) // 2
-        case Head():
-            return 0
+            return ((layer.sequence_length, layer.hidden_size),)
+        case Block() | Head():
+            memory = ((layer.memory_length, layer.hidden_size),) if layer.memory_length else ()
+            return ((layer.sequence_length, layer.hidden_size), *memory)
         case _:
             assert_never(layer)
+
+
+def output_shapes(layer: LayerSpec) -> tuple[tuple[int, int], ...]:
+    """List the tokens and widths of what one sample hands on to the next layer; nothing after the loss."""
+    match layer:
+        case Embedding() | Block():
+            memory = ((layer.memory_length, layer.hidden_size),) if layer.memory_length else ()
+            return ((layer.sequence_length, layer.hidden_size), *memory)
+        case Patches():
+            return ((layer.sequence_length, layer.hidden_size),)
+        case Merge():
+            # A quarter of the tokens at twice the width.
+            return ((layer.sequence_length // 4, 2 * layer.hidden_size),)
+        case Head():
+            return ()
+        case _:
+            assert_never(layer)
+
+
+@lru_cache(maxsize=1024)
+def output_bytes(layer: LayerSpec, precision: Precision) -> int:
+    """Bytes of everything that one sample hands on to the next layer."""
+    return sum(tokens * width for tokens, width in output_shapes(layer)) * precision.activation_bytes
 
 
 def forward_flops(layer: LayerSpec, *, tensor_degree: int = 1) -> int:

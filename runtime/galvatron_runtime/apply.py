@@ -16,8 +16,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from galvatron_planner.model import Precision
 from galvatron_planner.plan import Plan
 from galvatron_planner.strategy import Dimension, LayerStrategy, Layout
+from galvatron_planner.workload import reads_data
 from galvatron_runtime.blocks import LayerModule
-from galvatron_runtime.data import Batch
+from galvatron_runtime.data import Batch, targets_per_sample
 from galvatron_runtime.mesh import Meshes, build_meshes
 from galvatron_runtime.model import InitialValues, build_without_memory, global_name, materialize, parameter_dtype
 from galvatron_runtime.parallel import gradients, tensor
@@ -50,8 +51,8 @@ def apply(plan: Plan, *, seed: int, device: torch.device) -> "ParallelModel":
     # 2. This stage's layers without memory, numbered as in the whole model: weights outlive the plan.
     first = plan.first_layers[meshes.stage_index]
     strategies = plan.stages[meshes.stage_index].layers
-    layers = build_without_memory(plan.layers[first : first + len(strategies)])
-    values = InitialValues(seed, plan.model.num_layers, parameter_dtype(plan.precision), device)
+    layers = build_without_memory(plan.model)[first : first + len(strategies)]
+    values = InitialValues.of(plan.model, seed=seed, dtype=parameter_dtype(plan.precision), device=device)
     reductions: list[GradientReduction] = []
     for index, (layer, strategy) in enumerate(zip(layers, strategies, strict=True), start=first):
         # 3. Tensor parallelism while there is no memory: no device ever holds the whole of what is split.
@@ -112,7 +113,7 @@ class StepOutcome:
     """What one step came to.
 
     Attributes:
-        loss: mean per token of the global batch, equal on all ranks.
+        loss: mean per target of the global batch, equal on all ranks.
         busy_seconds: forward and backward passes of this device, with the collectives inside them.
         wait_seconds: waiting for neighbouring stages.
     """
@@ -145,8 +146,8 @@ class ParallelModel:
 
     def run_step(self, read: ReadRows) -> StepOutcome:
         """Compute loss and gradients of one global batch, of which this rank reads only the rows it needs."""
-        num_tokens = self.plan.global_batch_size * self.plan.model.sequence_length
-        loss = self.pipeline.run_step(lambda number: self._read(number, read), loss_scale=1.0 / num_tokens)
+        num_targets = self.plan.global_batch_size * targets_per_sample(self.plan.model)
+        loss = self.pipeline.run_step(lambda number: self._read(number, read), loss_scale=1.0 / num_targets)
         # Every device of a tensor-parallel head has the loss of the same rows.
         loss /= self.plan.stages[-1].layers[-1].tensor_degree
         dist.all_reduce(loss)
@@ -167,13 +168,17 @@ class ParallelModel:
         return norm.item()
 
     def _read(self, number: int, read: ReadRows) -> MicroBatch:
-        """Read the rows of a micro-batch that this stage's ends need."""
-        tokens = targets = None
-        if self.stage_index == 0:
-            (tokens,) = self._read_rows(number, self.plan.stages[0].layers[0].layout, read).inputs
-        if self.stage_index == len(self.plan.stages) - 1:
-            targets = self._read_rows(number, self.plan.stages[-1].layers[-1].layout, read).targets
-        return MicroBatch(tokens, targets)
+        """Read the rows of a micro-batch that this stage's layers need."""
+        layers, first = self.plan.layers, self.plan.first_layers[self.stage_index]
+        readers = [index for index, layer in enumerate(layers) if reads_data(layer)]
+        own = [s.layout for s in self.plan.stages[self.stage_index].layers]
+        inputs = tuple(
+            self._read_rows(number, own[index - first], read).inputs[place]
+            for place, index in enumerate(readers)
+            if first <= index < first + len(own)
+        )
+        is_last = self.stage_index == len(self.plan.stages) - 1
+        return MicroBatch(inputs, self._read_rows(number, own[-1], read).targets if is_last else None)
 
     def _read_rows(self, number: int, layout: Layout, read: ReadRows) -> Batch:
         size = self.plan.micro_batch_size

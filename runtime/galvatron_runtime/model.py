@@ -6,23 +6,32 @@ starts from the same weights.
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from galvatron_planner import families
 from galvatron_planner.errors import InvalidPlan
-from galvatron_planner.model import LayerSpec, Precision
+from galvatron_planner.model import ModelSpec, Precision
 from galvatron_planner.workload import Parameter, parameters
 from galvatron_runtime.blocks import INITIAL_STD, LayerModule, build_layer
 
+_RESIDUAL = frozenset({"output", "memory_output", "down"})
+"""The matrices that write into the residual stream."""
 
-def build_without_memory(layers: Sequence[LayerSpec]) -> list[LayerModule]:
-    """Build layers on torch's ``meta`` device: names and shapes, no values."""
+
+def build_without_memory(model: ModelSpec) -> list[LayerModule]:
+    """Build all layers on torch's ``meta`` device: names and shapes, no values."""
     with torch.device("meta"):
-        return [build_layer(layer) for layer in layers]
+        return build_layers(model)
+
+
+def build_layers(model: ModelSpec) -> list[LayerModule]:
+    """Build all layers of a model on the current device."""
+    shifted = families.shifted_blocks(model)
+    return [build_layer(layer, is_shifted=index in shifted) for index, layer in enumerate(families.layers(model))]
 
 
 def parameter_dtype(precision: Precision) -> torch.dtype:
@@ -46,7 +55,7 @@ class InitialValues:
 
     Attributes:
         seed: of the run.
-        num_blocks: Transformer blocks of the model.
+        num_blocks: Transformer blocks of the model, a decoder's included.
         dtype: format of stored parameters.
         device: where they are stored.
     """
@@ -55,6 +64,11 @@ class InitialValues:
     num_blocks: int
     dtype: torch.dtype
     device: torch.device
+
+    @classmethod
+    def of(cls, model: ModelSpec, *, seed: int, dtype: torch.dtype, device: torch.device) -> "InitialValues":
+        """Start a model."""
+        return cls(seed, model.num_layers + model.num_decoder_layers, dtype, device)
 
     def whole(self, parameter: Parameter, name: str) -> Tensor:
         """Draw a whole parameter, on the CPU and in FP32: the same numbers on every rank, device and precision.
@@ -75,7 +89,7 @@ class InitialValues:
             return torch.ones(parameter.shape, dtype=torch.float32, device="cpu")
         digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
         generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))
-        std = INITIAL_STD / (2 * self.num_blocks) ** 0.5 if owner in {"output", "down"} else INITIAL_STD
+        std = INITIAL_STD / (2 * self.num_blocks) ** 0.5 if owner in _RESIDUAL else INITIAL_STD
         return torch.empty(parameter.shape, dtype=torch.float32, device="cpu").normal_(std=std, generator=generator)
 
 

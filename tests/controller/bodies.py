@@ -55,11 +55,9 @@ WRONG: dict[str, tuple[str, Changes]] = {
         "spec.model.decoderSequenceLength",
         {**ONLY_PLANNED, "spec.model.family": "t5", "spec.model.numDecoderLayers": 2},
     ),
-    "a family that cannot be trained": ("spec.model.family", {"spec.model.family": "bert"}),
-    "a preset that cannot be trained": ("spec.model.preset", {"spec.model": {"preset": "vit-huge-32"}}),
-    "a family that cannot be measured": (
-        "spec.model.family",
-        {"spec.model.family": "bert", "spec.execution": "Plan"},
+    "texts for a model that reads images": (
+        "spec.training.dataset.source",
+        {"spec.model": {"preset": "vit-huge-32"}, "spec.training.dataset": {"source": "PythonDocs"}},
     ),
     "too few tokens for text": (
         "spec.model.vocabularySize",

@@ -13,7 +13,6 @@ from galvatron_operator import names
 from galvatron_operator.api import GalvatronJob, JobStatus, Spec, parse
 from galvatron_operator.api.checks import RESERVED_ENVIRONMENT
 from galvatron_operator.api.status import ConditionType
-from galvatron_planner.families import TRAINABLE_FAMILIES
 from galvatron_planner.presets import PRESETS
 
 Schema = dict[str, Any]
@@ -156,16 +155,13 @@ def test_the_schema_and_the_checks_reserve_the_same_variables() -> None:
     assert f"'{RESERVED_ENVIRONMENT.pattern}'" in rule["rule"]
 
 
-def test_the_schema_and_the_families_agree_on_what_can_be_trained() -> None:
+def test_the_schema_and_the_presets_agree_on_what_reads_images() -> None:
     rule = next(
         r["rule"] for r in OBJECT["properties"]["spec"]["x-kubernetes-validations"] if "preset.matches" in r["rule"]
     )
-    named = set(re.search(r"family in \[(.*?)\]", rule)[1].replace("'", "").split(", "))  # type: ignore[index]
     pattern = re.search(r"matches\('(.*)'\)", rule)[1]  # type: ignore[index]
-
-    assert named == set(TRAINABLE_FAMILIES)
     for name, model in PRESETS.items():
-        assert bool(re.match(pattern, name)) == (model.family in TRAINABLE_FAMILIES), name
+        assert bool(re.match(pattern, name)) == bool(model.image_size), name
 
 
 def test_the_schema_names_every_condition() -> None:

@@ -26,7 +26,7 @@ def text_file(directory: Path, text: str = TEXT) -> TextFiles:
 
 @given(step=generate.integers(0, 10**6), cut=generate.integers(0, 8), seed=generate.integers(0, 2**70))
 def test_a_sample_does_not_depend_on_who_else_reads(step: int, cut: int, seed: int) -> None:
-    source = SyntheticSamples(vocabulary_size=67, sequence_length=5, seed=seed)
+    source = SyntheticSamples(builders.model(sequence_length=5), seed=seed)
     whole = source.samples(step, 0, 8)
     parts = source.samples(step, 0, cut), source.samples(step, cut, 8)
     assert torch.equal(whole.inputs[0], torch.cat([part.inputs[0] for part in parts]))

@@ -17,7 +17,7 @@ import pytest
 import builders
 from galvatron_planner import families
 from galvatron_planner.dimensions import refusal
-from galvatron_planner.model import Family, LayerSpec, ModelSpec, Precision
+from galvatron_planner.model import Block, Family, LayerSpec, ModelSpec, Precision
 from galvatron_planner.plan import Plan
 from galvatron_planner.problem import Schedule
 from galvatron_planner.space import compositions
@@ -36,6 +36,12 @@ MODELS = {
             "head_size": 16,
         }
     ),
+    Family.BERT: builders.model(Family.BERT, num_layers=4, sequence_length=8, feed_forward_size=48),
+    Family.VIT: builders.model(Family.VIT, num_layers=4, feed_forward_size=48),
+    # Windows that are shifted, and a merge in the middle.
+    Family.SWIN: builders.model(Family.SWIN, num_layers=4, feed_forward_size=48).model_copy(update={"depths": (2, 2)}),
+    # Two streams; stages end inside the encoder, before the decoder's embedding, and inside the decoder.
+    Family.T5: builders.model(Family.T5, num_layers=2, sequence_length=8, feed_forward_size=48),
 }
 EVERY_STRATEGY = [
     "dp4",
@@ -78,16 +84,18 @@ def random_strategy(layer: LayerSpec, num_devices: int, random: Random) -> str:
 
 def uniform_plan(strategy: str, family: Family) -> Plan:
     """One strategy for all blocks, checkpointed where that is allowed."""
-    layers = [strategy, *[f"{strategy}-ckpt", strategy] * 2, strategy]
+    spec = MODELS[family]
+    blocks = [isinstance(layer, Block) for layer in families.layers(spec)]
+    layers = [f"{strategy}-ckpt" if is_block and index % 2 else strategy for index, is_block in enumerate(blocks)]
     return builders.plan(
-        " ".join(layers), spec=MODELS[family], global_batch_size=8, num_micro_batches=2, precision=Precision.FP64
+        " ".join(layers), spec=spec, global_batch_size=8, num_micro_batches=2, precision=Precision.FP64
     )
 
 
 CASES: Mapping[str, Plan] = {
-    **{f"fp64-{seed:02}": random_plan(seed, Precision.FP64) for seed in range(16)},
-    **{f"fp32-{seed:02}": random_plan(seed, Precision.FP32) for seed in range(4)},
-    **{f"bf16-{seed:02}": random_plan(seed, Precision.BF16) for seed in range(4)},
+    **{f"fp64-{seed:02}": random_plan(seed, Precision.FP64) for seed in range(40)},
+    **{f"fp32-{seed:02}": random_plan(seed, Precision.FP32) for seed in range(8)},
+    **{f"bf16-{seed:02}": random_plan(seed, Precision.BF16) for seed in range(8)},
     **{strategy: uniform_plan(strategy, family) for strategy, family in zip(EVERY_STRATEGY, cycle(MODELS))},
 }
 

@@ -66,8 +66,8 @@ def test_shards_put_together_are_the_whole(degree: int, length: int, split_dim: 
 
 
 def test_layers_take_memory_only_with_their_values() -> None:
-    layer = families.layers(builders.model())[1]
-    (module,) = build_without_memory([layer])
+    spec = builders.model()
+    layer, module = families.layers(spec)[1], build_without_memory(spec)[1]
     assert all(parameter.is_meta for parameter in module.parameters())
 
     materialize(module, 1, values(dtype=torch.float64))

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as generate
 
 import builders
+import generators
 from galvatron_planner import families
 from galvatron_planner.cost.layer import overlapped_seconds
 from galvatron_planner.model import Block, Embedding, Family, Head, LayerSpec, Precision
@@ -109,7 +110,7 @@ def test_half_precision_keeps_half_of_the_hidden_vectors() -> None:
     assert (full - statistics) // 2 <= half <= (full - statistics) // 2 + statistics
 
 
-@pytest.mark.parametrize("family", families.TRAINABLE_FAMILIES)
+@pytest.mark.parametrize("family", generators.DECODERS)
 @pytest.mark.parametrize("kind", [Embedding, Block, Head])
 def test_every_further_sample_keeps_as_much_as_the_one_before(family: Family, kind: type[LayerSpec]) -> None:
     one, two, three = (memory_of(layer(kind, family), micro_batch_size=size).activation_bytes for size in (1, 2, 3))

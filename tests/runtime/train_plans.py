@@ -18,16 +18,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from galvatron_planner import families
 from galvatron_planner.cluster import DeviceKind
 from galvatron_planner.model import ModelSpec, Precision
 from galvatron_planner.plan import Plan
-from galvatron_planner.workload import parameters
+from galvatron_planner.workload import parameters, reads_data
 from galvatron_runtime.apply import ParallelModel, apply
-from galvatron_runtime.blocks import LayerModule, build_layer
-from galvatron_runtime.data import Batch
+from galvatron_runtime.blocks import LayerModule
+from galvatron_runtime.data import Batch, SyntheticSamples
 from galvatron_runtime.mesh import finish, start_process_groups
-from galvatron_runtime.model import InitialValues, global_name
+from galvatron_runtime.model import InitialValues, build_layers, global_name
 
 SEED = 11
 NUM_STEPS = 3
@@ -60,10 +59,9 @@ def main(folder: Path) -> None:
     finish()
 
 
-def samples(spec: ModelSpec, global_batch_size: int, step: int) -> Tensor:
-    """Tokens of a step, [global batch, sequence + 1]."""
-    shape = (global_batch_size, spec.sequence_length + 1)
-    return torch.randint(0, spec.vocabulary_size, shape, generator=torch.Generator().manual_seed(step))
+def samples(spec: ModelSpec, global_batch_size: int, step: int) -> Batch:
+    """The global batch of a step."""
+    return SyntheticSamples(spec, seed=5).samples(step, 0, global_batch_size)
 
 
 def adamw(named: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
@@ -79,10 +77,10 @@ def train(model: ParallelModel) -> Outcome:
     update = adamw(model.parameters_by_name)
     losses, norms = [], []
     for step in range(NUM_STEPS):
-        tokens = samples(model.plan.model, model.plan.global_batch_size, step)
+        batch = samples(model.plan.model, model.plan.global_batch_size, step)
 
-        def read(first: int, last: int, tokens: Tensor = tokens) -> Batch:
-            return Batch((tokens[first:last, :-1],), tokens[first:last, 1:])
+        def read(first: int, last: int, batch: Batch = batch) -> Batch:
+            return Batch(tuple(one[first:last] for one in batch.inputs), batch.targets[first:last])
 
         losses.append(model.run_step(read).loss)
         norms.append(model.clip_gradients(CLIP_NORM))
@@ -103,23 +101,30 @@ def train_alone(spec: ModelSpec, global_batch_size: int, precision: Precision) -
     update = adamw(named)
     losses, norms = [], []
     for step in range(NUM_STEPS):
-        tokens = samples(spec, global_batch_size, step)
-        hidden = layers[0](tokens[:, :-1])
-        for block in layers[1:-1]:
-            hidden = block(hidden)
-        loss = layers[-1](hidden, tokens[:, 1:]) / tokens[:, 1:].numel()
+        batch = samples(spec, global_batch_size, step)
+        loss = whole_loss(layers, batch) / (batch.targets >= 0).sum()
         update.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         norms.append(nn.utils.clip_grad_norm_(named.values(), CLIP_NORM).item())
         update.step()
         losses.append(loss.item())
     return Outcome(losses, norms, {name: parameter.detach() for name, parameter in named.items()})
 
 
+def whole_loss(layers: list[LayerModule], batch: Batch) -> Tensor:
+    """One layer after another; those that read data get it in their order."""
+    inputs, stream = iter(batch.inputs), ()
+    for layer in layers[:-1]:
+        leaving = layer(*stream, next(inputs)) if reads_data(layer.layer) else layer(*stream)
+        stream = leaving if isinstance(leaving, tuple) else (leaving,)
+    loss: Tensor = layers[-1](*stream, batch.targets)
+    return loss
+
+
 def build_alone(spec: ModelSpec, dtype: torch.dtype) -> list[LayerModule]:
     """All layers, whole, with the initial values that every plan starts from."""
-    values = InitialValues(SEED, spec.num_layers, dtype, torch.device("cpu"))
-    layers = [build_layer(layer) for layer in families.layers(spec)]
+    values = InitialValues.of(spec, seed=SEED, dtype=dtype, device=torch.device("cpu"))
+    layers = build_layers(spec)
     for index, layer in enumerate(layers):
         for parameter in parameters(layer.layer):
             value = values.whole(parameter, global_name(index, parameter.name))

@@ -11,12 +11,11 @@ from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
 from galvatron_operator.api.models import IMAGE_FAMILIES, model_of
-from galvatron_operator.api.spec import Dataset, DatasetSource, Execution, ModelFields, ProfilingPolicy, Spec
+from galvatron_operator.api.spec import Dataset, DatasetSource, ModelFields, ProfilingPolicy, Spec
 from galvatron_operator.names import MAX_JOB_NAME
 from galvatron_planner import catalogue
 from galvatron_planner.cluster import DeviceKind
 from galvatron_planner.errors import InvalidInput
-from galvatron_planner.families import TRAINABLE_FAMILIES
 from galvatron_planner.model import FAMILY_FIELDS, Family, Precision
 from galvatron_planner.presets import PRESETS
 from galvatron_planner.problem import Algorithm, SearchDimension
@@ -148,18 +147,6 @@ def _heads(model: ModelFields) -> Iterator[Finding]:
         )
 
 
-def _training(spec: Spec) -> Iterator[Finding]:
-    family = model_of(spec.model).family
-    only_plans = spec.execution is Execution.PLAN and spec.profiling.policy is ProfilingPolicy.NEVER
-    if family not in TRAINABLE_FAMILIES and not only_plans:
-        yield Finding(
-            f"spec.model.{'family' if spec.model.preset is None else 'preset'}",
-            f"is of the family {family}, which can be planned but neither measured nor trained yet:"
-            f" this runtime trains {', '.join(TRAINABLE_FAMILIES)}",
-            "set spec.execution to Plan and spec.profiling.policy to Never, or take another model",
-        )
-
-
 def _budget(spec: Spec) -> Iterator[Finding]:
     budget = spec.budget
     if budget.gpus & (budget.gpus - 1):
@@ -201,6 +188,12 @@ def _dataset(spec: Spec) -> Iterator[Finding]:
             "spec.model.vocabularySize",
             f"is {vocabulary}, too small for text, which is read as bytes",
             f"use {BYTE_VOCABULARY} or more",
+        )
+    if dataset.source is not DatasetSource.SYNTHETIC and model_of(spec.model).image_size:
+        yield Finding(
+            f"{field}.source",
+            f"is {dataset.source}, and the model reads images",
+            "set it to Synthetic: images from files cannot be read yet",
         )
     yield from _text(field, dataset)
 
@@ -291,7 +284,6 @@ def _environment(spec: Spec) -> Iterator[Finding]:
 
 RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     _model,
-    _training,
     _budget,
     _batch,
     _dataset,

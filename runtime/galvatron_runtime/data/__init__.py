@@ -10,10 +10,20 @@ import numpy as np
 
 from galvatron_planner.model import ModelSpec
 from galvatron_planner.training import DataSource, SyntheticData
-from galvatron_runtime.data.samples import Batch, Samples, SyntheticSamples, TokenSamples
+from galvatron_runtime.data.objectives import targets_per_sample, window_length
+from galvatron_runtime.data.samples import Batch
+from galvatron_runtime.data.sources import Samples, SyntheticSamples, TokenSamples
 from galvatron_runtime.data.texts import BYTE_VOCABULARY, UnusableData, describe, token_file
 
-__all__ = ["Batch", "Samples", "SyntheticSamples", "TokenSamples", "UnusableData", "open_samples"]
+__all__ = [
+    "Batch",
+    "Samples",
+    "SyntheticSamples",
+    "TokenSamples",
+    "UnusableData",
+    "open_samples",
+    "targets_per_sample",
+]
 
 
 def open_samples(source: DataSource, *, model: ModelSpec, seed: int, directory: Path) -> Samples:
@@ -29,17 +39,21 @@ def open_samples(source: DataSource, *, model: ModelSpec, seed: int, directory: 
         UnusableData: when no sample can be drawn, before anything has started.
     """
     if isinstance(source, SyntheticData):
-        return SyntheticSamples(model.vocabulary_size, model.sequence_length, seed)
+        return SyntheticSamples(model, seed)
+    if model.image_size:
+        raise UnusableData(
+            f"{describe(source)} is text, and the model reads images",
+            remedy="use synthetic data: it has images as well",
+        )
     if model.vocabulary_size < BYTE_VOCABULARY:
         raise UnusableData(
             f"the model knows {model.vocabulary_size} tokens, texts have {BYTE_VOCABULARY} (one per byte)",
             remedy=f"set the vocabulary size to at least {BYTE_VOCABULARY}, or use synthetic data",
         )
-    path = token_file(source, directory)
-    if path.stat().st_size <= model.sequence_length:
+    path, needed = token_file(source, directory), window_length(model)
+    if path.stat().st_size < needed:
         raise UnusableData(
-            f"{describe(source)} has {path.stat().st_size} bytes,"
-            f" a sample needs {model.sequence_length + 1} (sequence length plus one)",
+            f"{describe(source)} has {path.stat().st_size} bytes, a sample needs {needed}",
             remedy="add text, or shorten the sequence",
         )
-    return TokenSamples(np.memmap(path, dtype=np.uint8, mode="r"), model.sequence_length, seed)
+    return TokenSamples(np.memmap(path, dtype=np.uint8, mode="r"), model, seed)

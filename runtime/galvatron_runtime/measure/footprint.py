@@ -39,7 +39,7 @@ def lasting_storages(layer_pass: LayerPass) -> frozenset[int]:
         with _collecting(tensors):
             outputs.append(layer_pass.forward())
     first, second = ({_address(tensor) for tensor in tensors} for tensors in saved)
-    return frozenset(first & second) - {_address(tensor) for tensor in layer_pass.inputs}
+    return frozenset(first & second) - {_address(tensor) for tensor in (*layer_pass.entering, *layer_pass.data)}
 
 
 def footprint(layer_pass: LayerPass, lasting: frozenset[int]) -> Footprint:
@@ -50,16 +50,17 @@ def footprint(layer_pass: LayerPass, lasting: frozenset[int]) -> Footprint:
         lasting: what :func:`lasting_storages` found for the same module.
     """
     activation_bytes = _activation_bytes(layer_pass, lasting)
-    layer_pass.inputs[0].grad = None
+    layer_pass.forget_entering()
     # Forward and backward in one: the profiler knows frees only of what it saw allocated. The output, which nobody here
     # frees, stands for its gradient, which is as large and is there before the backward pass.
-    peak = _peak_bytes(layer_pass.run, layer_pass.inputs[0].device)
-    return Footprint(activation_bytes, max(0, peak - (activation_bytes - layer_pass.input_bytes)))
+    peak = _peak_bytes(layer_pass.run, next(layer_pass.module.parameters()).device)
+    input_bytes = sum(values.nbytes for values in layer_pass.inputs)
+    return Footprint(activation_bytes, max(0, peak - (activation_bytes - input_bytes)))
 
 
 def _activation_bytes(layer_pass: LayerPass, lasting: frozenset[int]) -> int:
-    """Sum the storages saved for the backward pass, each once; the input counts even when the layer itself drops it."""
-    saved: list[Tensor] = [layer_pass.inputs[0]]
+    """Sum the storages saved for the backward pass, each once; inputs count even when the layer itself drops them."""
+    saved: list[Tensor] = [*layer_pass.inputs]
     with _collecting(saved):
         output = layer_pass.forward()
     sizes = {_address(tensor): tensor.untyped_storage().nbytes() for tensor in saved}

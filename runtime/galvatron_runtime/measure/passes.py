@@ -10,7 +10,8 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from galvatron_planner.model import Block, Embedding, Head, LayerSpec, Precision
+from galvatron_planner.model import Block, Embedding, Head, LayerSpec, Merge, Patches, Pooling, Precision
+from galvatron_planner.workload import image_side, input_shapes, output_shapes
 from galvatron_runtime.blocks import LayerModule, build_layer
 from galvatron_runtime.model import activation_dtype
 from galvatron_runtime.parallel.tensor import split_for_measurement
@@ -22,23 +23,25 @@ class LayerPass:
 
     Attributes:
         module: the layer, or one device's part of it.
-        inputs: arguments of its forward pass.
-        output_gradient: gradient of its output, None for the head's loss.
+        entering: what the layer before it hands on; empty where data enters the model.
+        data: token ids or images of layers that read some, targets of the head.
+        gradients: of what it hands on; empty for the head's loss.
     """
 
     module: LayerModule
-    inputs: tuple[Tensor, ...]
-    output_gradient: Tensor | None
+    entering: tuple[Tensor, ...]
+    data: tuple[Tensor, ...]
+    gradients: tuple[Tensor, ...]
 
-    def forward(self) -> Tensor:
+    def forward(self) -> tuple[Tensor, ...]:
         """Run the layer as a stage does."""
-        output: Tensor = self.module(*self.inputs)
-        return output
+        leaving = self.module(*self.entering, *self.data)
+        return leaving if isinstance(leaving, tuple) else (leaving,)
 
-    def backward(self, output: Tensor) -> None:
+    def backward(self, leaving: tuple[Tensor, ...]) -> None:
         """Compute gradients; those of parameters are added to what is there, as over micro-batches."""
-        self.inputs[0].grad = None
-        torch.autograd.backward(output, self.output_gradient)
+        self.forget_entering()
+        torch.autograd.backward(leaving, self.gradients or None)
 
     def run(self) -> None:
         """Run one pass both ways."""
@@ -46,41 +49,63 @@ class LayerPass:
 
     def forget_gradients(self) -> None:
         """Free the gradients."""
-        self.inputs[0].grad = None
+        self.forget_entering()
         self.module.zero_grad(set_to_none=True)
 
+    def forget_entering(self) -> None:
+        """Free the gradients of what enters."""
+        for values in self.entering:
+            values.grad = None
+
     @property
-    def input_bytes(self) -> int:
-        """Bytes of the layer's input: hidden vectors or token ids, not targets."""
-        return self.inputs[0].nbytes
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What is there before a pass and kept for its backward pass: what enters, or token ids where nothing does.
+
+        Not targets; and not images, of which only a copy in the order of patches is kept.
+        """
+        return () if isinstance(self.module.layer, Patches) else self.entering or self.data
 
 
 def build(layer: LayerSpec, *, tensor_degree: int, precision: Precision, device: torch.device) -> LayerModule:
-    """Build the part of a layer that the first of ``tensor_degree`` devices computes with."""
+    """Build the part of a layer that the first of ``tensor_degree`` devices computes with; windows are shifted."""
+    is_shifted = isinstance(layer, Block) and 0 < layer.window_size**2 < layer.sequence_length
     with device:
-        module = build_layer(layer)
+        module = build_layer(layer, is_shifted=is_shifted)
     split_for_measurement(module, tensor_degree)
     return module.to(activation_dtype(precision))
 
 
 def feed(module: LayerModule, *, micro_batch_size: int, precision: Precision, device: torch.device) -> LayerPass:
-    """Make inputs and the output's gradient for a local micro-batch."""
+    """Make what a layer is fed, and gradients of what it hands on, for a local micro-batch."""
     layer = module.layer
-    shape = (micro_batch_size, layer.sequence_length)
-    hidden = torch.randn(
-        *shape, layer.hidden_size, dtype=activation_dtype(precision), device=device, requires_grad=True
+
+    def draw(shapes: tuple[tuple[int, int], ...], *, requires_grad: bool) -> tuple[Tensor, ...]:
+        return tuple(
+            torch.randn(
+                micro_batch_size, *shape, dtype=activation_dtype(precision), device=device, requires_grad=requires_grad
+            )
+            for shape in shapes
+        )
+
+    return LayerPass(
+        module,
+        entering=draw(input_shapes(layer), requires_grad=True),
+        data=_data(layer, micro_batch_size, device),
+        gradients=draw(output_shapes(layer), requires_grad=False),
     )
-    gradient = torch.randn_like(hidden, requires_grad=False)
+
+
+def _data(layer: LayerSpec, rows: int, device: torch.device) -> tuple[Tensor, ...]:
     match layer:
         case Embedding():
-            return LayerPass(module, (_tokens(layer, shape, device),), gradient)
-        case Block():
-            return LayerPass(module, (hidden,), gradient)
+            return (torch.randint(layer.vocabulary_size, (rows, layer.sequence_length), device=device),)
+        case Patches():
+            side = image_side(layer)
+            return (torch.randn(rows, 3, side, side, device=device),)
         case Head():
-            return LayerPass(module, (hidden, _tokens(layer, shape, device)), None)
+            shape = (rows, layer.sequence_length) if layer.pooling is Pooling.ALL else (rows,)
+            return (torch.randint(layer.vocabulary_size, shape, device=device),)
+        case Block() | Merge():
+            return ()
         case _:
             assert_never(layer)
-
-
-def _tokens(layer: Embedding | Head, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.randint(layer.vocabulary_size, shape, device=device)

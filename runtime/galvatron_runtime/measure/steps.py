@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
 
-from galvatron_planner.model import Embedding, Head
+from galvatron_planner.model import LayerSpec, Patches
 from galvatron_planner.profiles import ProfileRequest
-from galvatron_planner.workload import parameters
-from galvatron_runtime.data import SyntheticSamples
+from galvatron_planner.workload import image_side, parameters
+from galvatron_runtime.data.draws import draws
+from galvatron_runtime.data.objectives import random_images, random_tokens
 from galvatron_runtime.measure.bench import Bench, seconds_between
 from galvatron_runtime.measure.rounds import Trial, time_trials
 from galvatron_runtime.model import parameter_dtype
@@ -17,6 +21,8 @@ from galvatron_runtime.parallel.gradients import global_norm, scale
 LARGEST_TENSOR = 1 << 22
 """Elements above which the speed of an elementwise pass no longer depends on the size of the tensor."""
 CLIP_NORM = 1.0
+VOCABULARY_SIZE = 256
+"""Of drawn tokens; drawing takes as long for any other."""
 
 
 def optimizer_seconds_per_parameter(request: ProfileRequest, *, bench: Bench, budget_seconds: float) -> float:
@@ -55,12 +61,12 @@ def step_overhead_seconds(request: ProfileRequest, *, bench: Bench, budget_secon
     Raises:
         NoisyMeasurement: when the durations disagree too much.
     """
-    samples = SyntheticSamples(_vocabulary_size(request), request.layers[0].sequence_length, seed=0)
+    keys = draws(0, 0, np.arange(request.micro_batch_sizes[0]))
     loss = torch.zeros((), dtype=torch.float64, device=bench.device)
     is_stopping = torch.zeros((), device=bench.device)
 
     def run_once() -> None:
-        samples.samples(0, 0, request.micro_batch_sizes[0]).to(bench.device)
+        _drawn(request.layers[0], keys).to(bench.device)
         for figure in (loss, is_stopping):
             dist.all_reduce(figure)
             figure.item()
@@ -85,5 +91,8 @@ def _repeating(name: str, run_once: Callable[[], None], bench: Bench) -> Trial:
     return Trial(name, run)
 
 
-def _vocabulary_size(request: ProfileRequest) -> int:
-    return next((layer.vocabulary_size for layer in request.layers if isinstance(layer, Embedding | Head)), 2)
+def _drawn(first: LayerSpec, keys: NDArray[np.uint64]) -> Tensor:
+    """Draw what the first layer reads."""
+    if isinstance(first, Patches):
+        return random_images(image_side(first), keys)
+    return torch.from_numpy(random_tokens(VOCABULARY_SIZE, first.sequence_length, keys))

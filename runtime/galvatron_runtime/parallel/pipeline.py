@@ -12,14 +12,16 @@ from typing import assert_never
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import record_function
 
 from galvatron_planner.plan import Plan
 from galvatron_planner.problem import Schedule
+from galvatron_planner.workload import output_shapes
 from galvatron_runtime.mesh import Meshes
 from galvatron_runtime.model import activation_dtype
 from galvatron_runtime.parallel.gradients import GradientReduction
+from galvatron_runtime.parallel.stage import Stage, Stream
 from galvatron_runtime.parallel.stopwatch import Stopwatch
 
 
@@ -54,13 +56,13 @@ class Boundary:
     Attributes:
         group: the devices at this place in every stage; group ranks are stage indices.
         neighbour: stage index on the other side.
-        shape: of the hidden vectors that this device sends or receives.
+        shapes: of the tensors that this device sends or receives for a micro-batch.
         dtype: their format.
     """
 
     group: dist.ProcessGroup
     neighbour: int
-    shape: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
     dtype: torch.dtype
 
 
@@ -72,21 +74,22 @@ def boundary(plan: Plan, meshes: Meshes, *, step: int) -> Boundary | None:
     neighbour = meshes.stage_index + step
     if not 0 <= neighbour < len(plan.stages):
         return None
-    layout = plan.stages[min(neighbour, meshes.stage_index)].layers[-1].layout
-    rows = plan.micro_batch_size // layout.data_degree
+    sender = min(neighbour, meshes.stage_index)
+    last = plan.first_layers[sender + 1] - 1
+    rows = plan.micro_batch_size // plan.stages[sender].layers[-1].layout.data_degree
     return Boundary(
         group=meshes.pipeline_group,
         neighbour=neighbour,
-        shape=(rows, plan.model.sequence_length, plan.model.hidden_size),
+        shapes=tuple((rows, *shape) for shape in output_shapes(plan.layers[last])),
         dtype=activation_dtype(plan.precision),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """What a stage reads of the data: tokens in the first, targets in the last, nothing in between."""
+    """What a stage reads of the data: inputs for the layers that read some, targets in the last stage."""
 
-    tokens: Tensor | None
+    inputs: Stream
     targets: Tensor | None
 
 
@@ -98,7 +101,7 @@ class Pipeline:
 
     def __init__(
         self,
-        stage: nn.Module,
+        stage: Stage,
         reductions: Sequence[GradientReduction],
         order: Sequence[Direction],
         *,
@@ -108,7 +111,7 @@ class Pipeline:
     ) -> None:
         self._stage, self._reductions, self._order = stage, tuple(reductions), tuple(order)
         self._before, self._after, self._device = before, after, device
-        self._in_flight: list[tuple[Tensor | None, Tensor]] = []
+        self._in_flight: list[tuple[Stream, Stream]] = []
         self._sending: list[tuple[dist.Work, Tensor]] = []
         self.busy, self.waiting = Stopwatch(device), Stopwatch(device)
 
@@ -126,15 +129,15 @@ class Pipeline:
             reduction.start_step()
         loss = torch.zeros((), dtype=torch.float64, device=self._device)
         unread, unreturned = count(), count()
-        received = self._exchange(None, None, self._order[0])
-        made: Tensor | None
+        received = self._exchange(None, (), self._order[0])
+        made: Stream
         for direction, following in pairwise([*self._order, None]):
             number = next(unread if direction is Direction.FORWARD else unreturned)
             with self.busy.running(), record_function(f"{direction} {number}"):
                 if direction is Direction.FORWARD:
                     made = self._forward(received, read(number), loss_scale)
                     if self._after is None:
-                        loss += made.detach()
+                        loss += made[0].detach()
                 else:
                     made = self._backward(received, is_last=following is None)
             received = self._exchange(direction, made, following)
@@ -144,32 +147,39 @@ class Pipeline:
         self._finish_sending()
         return loss
 
-    def _forward(self, received: Tensor | None, micro_batch: MicroBatch, loss_scale: float) -> Tensor:
-        entering = micro_batch.tokens if received is None else received.requires_grad_()
-        leaving: Tensor = self._stage(entering, micro_batch.targets)
+    def _forward(self, received: Stream, micro_batch: MicroBatch, loss_scale: float) -> Stream:
+        entering = tuple(values.requires_grad_() for values in received)
+        leaving: Stream = self._stage(entering, micro_batch.inputs, micro_batch.targets)
         if self._after is None:
-            leaving = leaving * loss_scale
+            leaving = (leaving[0] * loss_scale,)
         self._in_flight.append((entering, leaving))
         return leaving
 
-    def _backward(self, received: Tensor | None, *, is_last: bool) -> Tensor | None:
+    def _backward(self, received: Stream, *, is_last: bool) -> Stream:
         for reduction in self._reductions:
             reduction.before_backward(is_last=is_last)
         entering, leaving = self._in_flight.pop(0)
-        torch.autograd.backward(leaving, received)
-        return None if entering is None else entering.grad
+        torch.autograd.backward(leaving, received or None)
+        # What a stage only takes in (a head the encoder's output) has no gradient, but its sender waits for one.
+        return tuple(torch.zeros_like(values) if values.grad is None else values.grad for values in entering)
 
-    def _exchange(self, done: Direction | None, made: Tensor | None, following: Direction | None) -> Tensor | None:
+    def _exchange(self, done: Direction | None, made: Stream, following: Direction | None) -> Stream:
         """Send what the pass that is done has made, and return what the following one starts from."""
         to = {Direction.FORWARD: self._after, Direction.BACKWARD: self._before, None: None}[done]
         source = {Direction.FORWARD: self._before, Direction.BACKWARD: self._after, None: None}[following]
-        operations, received = [], None
-        if to is not None and made is not None:
-            payload = made.detach().contiguous()
-            operations.append(dist.P2POp(dist.isend, payload, group=to.group, group_peer=to.neighbour))
+        operations: list[dist.P2POp] = []
+        received: Stream = ()
+        if to is not None:
+            operations += [
+                dist.P2POp(dist.isend, values.detach().contiguous(), group=to.group, group_peer=to.neighbour, tag=tag)
+                for tag, values in enumerate(made)
+            ]
         if source is not None:
-            received = torch.empty(source.shape, dtype=source.dtype, device=self._device)
-            operations.append(dist.P2POp(dist.irecv, received, group=source.group, group_peer=source.neighbour))
+            received = tuple(torch.empty(shape, dtype=source.dtype, device=self._device) for shape in source.shapes)
+            operations += [
+                dist.P2POp(dist.irecv, values, group=source.group, group_peer=source.neighbour, tag=tag)
+                for tag, values in enumerate(received)
+            ]
         if operations:
             with self.waiting.running(), record_function("wait for a neighbouring stage"):
                 self._communicate(operations)

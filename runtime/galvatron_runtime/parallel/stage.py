@@ -4,8 +4,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from galvatron_planner.workload import reads_data
 from galvatron_runtime.blocks import HeadLayer, LayerModule
 from galvatron_runtime.parallel.relayout import Relayout
+
+Stream = tuple[Tensor, ...]
+"""What layers and stages hand on: hidden vectors [B, S, H], and in a decoder the encoder's output [B, M, H]."""
 
 
 class Stage(nn.Module):
@@ -26,17 +30,25 @@ class Stage(nn.Module):
         self.layers = nn.ModuleList(layers)
         self._relayouts = tuple(relayouts)
 
-    def forward(self, x: Tensor, targets: Tensor | None) -> Tensor:
+    def forward(self, entering: Stream, inputs: Stream, targets: Tensor | None) -> Stream:
         """Compute the stage for this device's rows.
 
         Args:
-            x: tokens [B, S] in the first stage, else hidden vectors [B, S, H] in the layout of the stage before.
-            targets: [B, S] in the layout of the head, which only the last stage has.
+            entering: in the layout of the stage before; empty in the first stage.
+            inputs: for each layer that reads data, what it reads, in its layout.
+            targets: in the layout of the head, which only the last stage has.
 
         Returns:
-            Hidden vectors in the layout of the last layer, or the summed loss.
+            The stream in the layout of the last layer, or the summed loss alone.
         """
+        stream, unread = entering, iter(inputs)
         for layer, relayout in zip(self.layers, self._relayouts, strict=True):
-            x = x if relayout is None else relayout(x)
-            x = layer(x, targets) if isinstance(layer, HeadLayer) else layer(x)
-        return x
+            if relayout is not None:
+                stream = tuple(map(relayout, stream))
+            if isinstance(layer, LayerModule) and reads_data(layer.layer):
+                stream = (*stream, next(unread))
+            if isinstance(layer, HeadLayer) and targets is not None:
+                stream = (*stream, targets)
+            leaving = layer(*stream)
+            stream = leaving if isinstance(leaving, tuple) else (leaving,)
+        return stream
