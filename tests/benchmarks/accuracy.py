@@ -66,10 +66,18 @@ def decoder(family: str, *, hidden_size: int, num_layers: int, **more: int) -> d
     return shape | {"numAttentionHeads": 8, "vocabularySize": 256} | more
 
 
+T5 = {"numDecoderLayers": 4, "decoderSequenceLength": 64}
+SWIN = {
+    "family": "swin", "hiddenSize": 64, "depths": [2, 4], "numAttentionHeads": 4, "vocabularySize": 100,
+    "imageSize": 64, "patchSize": 4, "windowSize": 4,
+}  # fmt: skip
 SETTINGS = (
     Setting("gpt-2-devices", decoder("gpt", hidden_size=320, num_layers=6), 2, "160Mi", 8),
     Setting("gpt-4-devices", decoder("gpt", hidden_size=320, num_layers=6), 4, "120Mi", 16),
     Setting("llama-4-devices", decoder("llama", hidden_size=256, num_layers=8, numKeyValueHeads=4), 4, "120Mi", 16),
+    Setting("bert-4-devices", decoder("bert", hidden_size=256, num_layers=6), 4, "96Mi", 16),
+    Setting("t5-4-devices", decoder("t5", hidden_size=192, num_layers=4, **T5), 4, "96Mi", 16),
+    Setting("swin-4-devices", SWIN, 4, "96Mi", 16),
     Setting("gpt-8-devices", decoder("gpt", hidden_size=256, num_layers=8), 8, "96Mi", 16),
 )
 
