@@ -164,7 +164,9 @@ def train(
         WorkerFailed: when training failed.
         KeyboardInterrupt: after an interrupted run has saved and stopped.
     """
-    specification = training_spec(job, checkpoint_directory=str(directory.checkpoints), data_root=str(data_root))
+    specification = training_spec(
+        job, checkpoint_directory=str(directory.checkpoints), data_root=str(data_root), weights_root=str(data_root)
+    )
     directory.training.write_text(specification.to_json())
     listener.start("train", f"starting {chosen.cluster.num_devices} processes")
     trained = Trained()

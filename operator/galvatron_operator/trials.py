@@ -110,7 +110,9 @@ def _run_once(track: Track, trial: Trial, *, steps: int) -> Trial:
 
     place = RunDirectory(track.directory.path / "trial")
     place.path.mkdir(exist_ok=True)
-    training = training_spec(track.job, checkpoint_directory="", data_root=str(track.data_root))
+    training = training_spec(
+        track.job, checkpoint_directory="", data_root=str(track.data_root), weights_root=str(track.data_root)
+    )
     place.plan.write_text(trial.plan.to_json())
     place.training.write_text(training.model_copy(update={"steps": steps, "checkpoints": None}).to_json())
     arguments = torchrun.training_arguments(plan_path=str(place.plan), training_path=str(place.training))

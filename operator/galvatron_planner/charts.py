@@ -26,7 +26,7 @@ MARKERS = (
     "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0z", "M-3.5,-3.5h7v7h-7z", "M0,-5l5,5l-5,5l-5,-5z", "M0,-4.5l4.5,8h-9z",
     "M0,4.5l4.5,-8h-9z", "M-5,0h10M0,-5v10", "M-4,-4l8,8M4,-4l-8,8",
 )  # fmt: skip
-"""Circle, square, diamond, triangles, crosses; fewer than colours, so that no two series share both."""
+"""Circle, square, diamond, triangles, crosses; seven to ten colours, so that no two of 70 series share both."""
 PANEL_WIDTH, PANEL_HEIGHT, LEGEND_WIDTH = 460, 400, 190
 TITLE, LEFT, RIGHT, TOP, BOTTOM, INSET, LINE = 30, 66, 14, 34, 52, 14, 20
 PANELS_PER_ROW = 2
@@ -197,7 +197,9 @@ def _draw_legend(parent: Element, legend: Iterable[Series], without_points: str)
 
 def _drawn_as(parent: Element, series: Series) -> Element:
     width = "5" if series.is_wide else "1.5"
-    return SubElement(parent, "g", {"stroke": COLOURS[series.colour], "fill": "none", "stroke-width": width})
+    return SubElement(
+        parent, "g", {"stroke": COLOURS[series.colour % len(COLOURS)], "fill": "none", "stroke-width": width}
+    )
 
 
 def _join(group: Element, series: Series, places: Iterable[tuple[float, float]]) -> None:
@@ -213,7 +215,9 @@ def _mark(group: Element, series: Series, x: float, y: float) -> None:
     place = f"translate({x:.1f} {y:.1f}){scale}"
     marker = SubElement(group, "path", {"d": shape, "transform": place, "stroke-width": "1.5"})
     # Hollow where the line is dashed.
-    marker.set("class" if series.is_dashed else "fill", "paper" if series.is_dashed else COLOURS[series.colour])
+    marker.set(
+        "class" if series.is_dashed else "fill", "paper" if series.is_dashed else COLOURS[series.colour % len(COLOURS)]
+    )
 
 
 def _is_drawn(series: Series) -> bool:

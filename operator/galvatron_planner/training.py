@@ -73,6 +73,8 @@ class TrainingSpec(Document):
         gradient_clip_norm: global gradient norm above which gradients are scaled down; 0 for never.
         seed: of initial weights and data order.
         data: where samples come from.
+        initial_weights: a directory with published weights to start from, as ``save_pretrained`` of transformers writes
+            it; absent when they are drawn.
         checkpoints: absent for a run that cannot be resumed.
     """
 
@@ -82,4 +84,5 @@ class TrainingSpec(Document):
     gradient_clip_norm: NonNegativeFloat
     seed: NonNegativeInt
     data: DataSource
+    initial_weights: str | None = None
     checkpoints: TrainingCheckpoints | None = None

@@ -20,7 +20,14 @@ from galvatron_planner.workload import reads_data
 from galvatron_runtime.blocks import LayerModule
 from galvatron_runtime.data import Batch, targets_per_sample
 from galvatron_runtime.mesh import Meshes, build_meshes
-from galvatron_runtime.model import InitialValues, build_without_memory, global_name, materialize, parameter_dtype
+from galvatron_runtime.model import (
+    InitialValues,
+    Values,
+    build_without_memory,
+    global_name,
+    materialize,
+    parameter_dtype,
+)
 from galvatron_runtime.parallel import gradients, tensor
 from galvatron_runtime.parallel.checkpointing import recompute_activations
 from galvatron_runtime.parallel.gradients import GradientReduction
@@ -34,13 +41,14 @@ ReadRows = Callable[[int, int], Batch]
 """Gives rows ``first`` to one before ``last`` of the global batch."""
 
 
-def apply(plan: Plan, *, seed: int, device: torch.device) -> "ParallelModel":
+def apply(plan: Plan, *, seed: int, device: torch.device, pretrained: Values | None = None) -> "ParallelModel":
     """Build this rank's part of the planned model.
 
     Args:
         plan: what to build; every rank has the same.
         seed: decides the initial weights, together with the parameters' names.
         device: where this rank computes.
+        pretrained: weights to start from instead.
 
     Raises:
         InvalidPlan: when the run has another number of devices, or tensors do not suffice for a tensor degree.
@@ -52,7 +60,8 @@ def apply(plan: Plan, *, seed: int, device: torch.device) -> "ParallelModel":
     first = plan.first_layers[meshes.stage_index]
     strategies = plan.stages[meshes.stage_index].layers
     layers = build_without_memory(plan.model)[first : first + len(strategies)]
-    values = InitialValues.of(plan.model, seed=seed, dtype=parameter_dtype(plan.precision), device=device)
+    drawn = InitialValues.of(plan.model, seed=seed, dtype=parameter_dtype(plan.precision), device=device)
+    values = pretrained or drawn
     reductions: list[GradientReduction] = []
     for index, (layer, strategy) in enumerate(zip(layers, strategies, strict=True), start=first):
         # 3. Tensor parallelism while there is no memory: no device ever holds the whole of what is split.

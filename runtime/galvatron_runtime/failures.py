@@ -16,6 +16,7 @@ import torch.distributed as dist
 from galvatron_planner.errors import GalvatronError, InvalidDocument, InvalidPlan
 from galvatron_planner.worker import ExitClass
 from galvatron_runtime.data import UnusableData
+from galvatron_runtime.pretrained import UnusableWeights
 from galvatron_runtime.reports import report_failure
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ PREEMPTED_CODE = 75
 
 _CLASSES: tuple[tuple[type[BaseException], ExitClass], ...] = (
     (UnusableData, ExitClass.DATA_ERROR),
+    (UnusableWeights, ExitClass.DATA_ERROR),
     (InvalidPlan, ExitClass.BAD_PLAN),
     (InvalidDocument, ExitClass.BAD_PLAN),
     (torch.OutOfMemoryError, ExitClass.OUT_OF_DEVICE_MEMORY),

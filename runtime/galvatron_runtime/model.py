@@ -7,6 +7,7 @@ starts from the same weights.
 
 import hashlib
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,21 @@ def activation_dtype(precision: Precision) -> torch.dtype:
 def global_name(layer_index: int, parameter_name: str) -> str:
     """Name a parameter independently of the plan."""
     return f"layers.{layer_index}.{parameter_name}"
+
+
+class Values(Protocol):
+    """Where the values of a run's parameters come from, and how they are stored."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Format of stored parameters."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are stored."""
+
+    def whole(self, parameter: Parameter, name: str) -> Tensor:
+        """Give a whole parameter by its place in the layer and its global name, on the CPU and in FP32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +109,7 @@ class InitialValues:
         return torch.empty(parameter.shape, dtype=torch.float32, device="cpu").normal_(std=std, generator=generator)
 
 
-def materialize(module: LayerModule, layer_index: int, values: InitialValues) -> None:
+def materialize(module: LayerModule, layer_index: int, values: Values) -> None:
     """Put initial values in the place of a layer's ``meta`` parameters; of split ones only this device's shard."""
     for parameter in parameters(module.layer):
         whole = values.whole(parameter, global_name(layer_index, parameter.name))

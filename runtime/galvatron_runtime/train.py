@@ -37,6 +37,8 @@ from galvatron_runtime.journal import StepJournal
 from galvatron_runtime.logs import configure_rank_logging
 from galvatron_runtime.memory import idle_meter
 from galvatron_runtime.mesh import finish, start_process_groups
+from galvatron_runtime.model import parameter_dtype
+from galvatron_runtime.pretrained import PretrainedValues, open_weights
 from galvatron_runtime.processes import die_with_parent
 from galvatron_runtime.reports import RUN_DIRECTORY_VARIABLE, attempt, report_failure, run_directory
 from galvatron_runtime.tracing import StepTracer
@@ -79,17 +81,19 @@ def train(plan: Plan, training: TrainingSpec, *, directory: Path, stop: "StopReq
     # What can be refused is refused here, before processes wait for each other.
     device = find_device(plan)
     samples = open_samples(training.data, model=plan.model, seed=training.seed, directory=directory)
+    pretrained = open_pretrained(plan, training, device)
     meter = idle_meter(device)
     start_process_groups(plan.cluster.device_kind)
     meter.reset_peak()
-    model = apply(plan, seed=training.seed, device=device)
+    store = open_store(plan, training)
+    saved_step = store.newest_step() if store else 0
+    model = apply(plan, seed=training.seed, device=device, pretrained=None if saved_step else pretrained)
     optimizer = make_optimizer(model.parameters_by_name.values(), training.optimizer)
     journal = StepJournal(plan, stage_index=model.stage_index, total_steps=training.steps, meter=meter)
-    store = open_store(plan, training)
     state = TrainingState(model.parameters_by_name, optimizer)
     tracer = StepTracer(directory, rank=dist.get_rank(), stage_index=model.stage_index, device=device)
 
-    step = resume(store, state, journal)
+    step = resume(store, state, journal, saved_step)
     while step < training.steps:
         started = time.perf_counter()
         set_learning_rate(optimizer, training.optimizer, step)
@@ -128,6 +132,14 @@ def find_device(plan: Plan) -> torch.device:
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
+
+
+def open_pretrained(plan: Plan, training: TrainingSpec, device: torch.device) -> PretrainedValues | None:
+    """Find the weights to start from, if training does not start from drawn ones."""
+    if training.initial_weights is None:
+        return None
+    dtype = parameter_dtype(plan.precision)
+    return open_weights(Path(training.initial_weights), plan.model, dtype=dtype, device=device)
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], settings: AdamW) -> torch.optim.AdamW:
@@ -179,9 +191,8 @@ def open_store(plan: Plan, training: TrainingSpec) -> CheckpointStore | None:
     return CheckpointStore(training.checkpoints, plan, training, attempt())
 
 
-def resume(store: CheckpointStore | None, state: TrainingState, journal: StepJournal) -> int:
-    """Go on from the newest training checkpoint; the number of steps it has made."""
-    step = store.newest_step() if store else 0
+def resume(store: CheckpointStore | None, state: TrainingState, journal: StepJournal, step: int) -> int:
+    """Go on from the training checkpoint of ``step``, 0 for none; the number of steps it has made."""
     if store and step:
         store.load(state, step)
         journal.resumed(step)

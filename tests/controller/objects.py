@@ -30,7 +30,12 @@ def request(of: GalvatronJob) -> ProfileRequest:
 
 
 def specification(of: GalvatronJob) -> TrainingSpec:
-    return training_spec(of, checkpoint_directory=names.CHECKPOINT_DIRECTORY, data_root=names.DATA_DIRECTORY)
+    return training_spec(
+        of,
+        checkpoint_directory=names.CHECKPOINT_DIRECTORY,
+        data_root=names.DATA_DIRECTORY,
+        weights_root=names.WEIGHTS_DIRECTORY,
+    )
 
 
 def trainers(of: GalvatronJob, *, attempt: int = 1, replicas: int = 2) -> Manifest:

@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from controller.bodies import ONLY_PLANNED, WRONG, Changes, job, job_body
+from controller.objects import specification
 from galvatron_operator.api import (
     ConditionStatus,
     ConditionType,
@@ -15,7 +16,6 @@ from galvatron_operator.api import (
     ProgressStatus,
     parse,
     parse_status,
-    training_spec,
 )
 from galvatron_planner.cluster import DeviceKind
 from galvatron_planner.errors import InvalidInput
@@ -221,21 +221,27 @@ def test_precision_is_the_planners() -> None:
     ],
 )
 def test_data_lies_under_its_root(dataset: dict[str, Any], data: object) -> None:
-    training = training_spec(job({"spec.training.dataset": dataset}), checkpoint_directory="/c", data_root="/data")
+    training = specification(job({"spec.training.dataset": dataset}))
     assert training.data == data
 
 
 def test_training_checkpoints_lie_in_a_directory_of_the_jobs_name() -> None:
     checkpoint = {"periodSteps": 5, "resume": "Never"}
-    training = training_spec(job({"spec.checkpoint": checkpoint}), checkpoint_directory="/c", data_root="/data")
+    training = specification(job({"spec.checkpoint": checkpoint}))
     assert training.checkpoints is not None
-    assert (training.checkpoints.directory, training.checkpoints.period_steps) == ("/c/job", 5)
+    assert (training.checkpoints.directory, training.checkpoints.period_steps) == ("/checkpoints/job", 5)
     assert (training.checkpoints.keep_last, training.checkpoints.resume) == (2, False)
+
+
+def test_weights_lie_in_their_volume() -> None:
+    weights = {"path": "llama/7b", "volume": {"claimName": "models"}}
+    assert specification(job({"spec.training.initialWeights": weights})).initial_weights == "/weights/llama/7b"
+    assert specification(job()).initial_weights is None
 
 
 def test_decimal_text_becomes_a_number() -> None:
     optimizer = {"learningRate": "1e-3", "weightDecay": "0"}
-    training = training_spec(job({"spec.training.optimizer": optimizer}), checkpoint_directory="/c", data_root="/d")
+    training = specification(job({"spec.training.optimizer": optimizer}))
     assert (training.optimizer.learning_rate, training.optimizer.weight_decay) == (0.001, 0.0)
     assert training.gradient_clip_norm == 1.0
 
@@ -245,6 +251,7 @@ def test_decimal_text_becomes_a_number() -> None:
     [
         ("spec.checkpoint.volume", {"spec.checkpoint": {"periodSteps": 5}}),
         ("spec.training.dataset.volume", {"spec.training.dataset": {"source": "Text", "path": "a"}}),
+        ("spec.training.initialWeights.volume", {"spec.training.initialWeights": {"path": "a"}}),
     ],
 )
 def test_only_pods_need_volumes(field: str, changes: Changes) -> None:

@@ -23,7 +23,7 @@ CRD: Schema = yaml.safe_load((ROOT / "crds" / "galvatronjobs.yaml").read_text())
 OBJECT: Schema = VERSION["schema"]["openAPIV3Schema"]
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.yaml"))
 
-ONLY_IN_A_CLUSTER = {"spec.checkpoint": {"volume"}}
+ONLY_IN_A_CLUSTER = {"spec.checkpoint": {"volume"}, "spec.training.initialWeights": {"volume"}}
 """Fields that the CRD requires and the Python types do not: local runs have no volumes."""
 
 COMPARED = ("type", "enum", "minimum", "maximum", "minLength", "maxLength", "maxItems", "maxProperties", "pattern")

@@ -263,6 +263,15 @@ def test_text_is_mounted_read_only() -> None:
     assert volume["configMap"] == {"name": "corpus"}
 
 
+def test_published_weights_are_mounted_read_only_and_for_training_only() -> None:
+    started = job({"spec.training.initialWeights": {"path": "gpt2", "volume": {"claimName": "models"}}})
+    (mount,) = (m for m in container(trainers(started))["volumeMounts"] if m["mountPath"] == "/weights")
+    assert mount["readOnly"]
+    (volume,) = (v for v in pod_spec(trainers(started))["volumes"] if v["name"] == mount["name"])
+    assert volume["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
+    assert "/weights" not in [m["mountPath"] for m in container(profilers(started))["volumeMounts"]]
+
+
 def test_training_checkpoints_go_to_their_claim_and_are_no_business_of_profilers() -> None:
     saving = job({"spec.checkpoint": {"volume": {"claimName": "shared"}, "periodSteps": 5}})
     claims = [

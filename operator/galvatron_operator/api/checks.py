@@ -88,6 +88,12 @@ def check_volumes(spec: Spec) -> None:
             "spec.training.dataset.volume is missing: pods have no other place for spec.training.dataset.path",
             remedy="name a PersistentVolumeClaim or a ConfigMap in it",
         )
+    weights = spec.training.initial_weights
+    if weights is not None and weights.volume is None:
+        raise InvalidInput(
+            "spec.training.initialWeights.volume is missing: pods have no other place for its path",
+            remedy="name a PersistentVolumeClaim that every pod can read",
+        )
     if spec.checkpoint is not None and spec.checkpoint.volume is None:
         raise InvalidInput(
             "spec.checkpoint.volume is missing: a pod's own files go with it",

@@ -133,13 +133,14 @@ def parse(body: Mapping[str, Any]) -> GalvatronJob:
         raise _refusal(error) from error
 
 
-def training_spec(job: GalvatronJob, *, checkpoint_directory: str, data_root: str) -> TrainingSpec:
+def training_spec(job: GalvatronJob, *, checkpoint_directory: str, data_root: str, weights_root: str) -> TrainingSpec:
     """Write document 4.
 
     Args:
         job: the job.
         checkpoint_directory: where ``spec.checkpoint.directory`` lies: the volume's mount, or a local directory.
         data_root: where ``spec.training.dataset.path`` lies: the volume's mount, or the folder of the YAML file.
+        weights_root: the same of ``spec.training.initialWeights.path``.
     """
     training = job.spec.training
     optimizer = training.optimizer
@@ -153,6 +154,7 @@ def training_spec(job: GalvatronJob, *, checkpoint_directory: str, data_root: st
         gradient_clip_norm=float(training.gradient_clip_norm),
         seed=training.seed,
         data=_data(job, data_root),
+        initial_weights=None if training.initial_weights is None else f"{weights_root}/{training.initial_weights.path}",
         checkpoints=_checkpoints(job, checkpoint_directory),
     )
 

@@ -146,6 +146,19 @@ class Dataset(SpecValue):
     volume: DataVolume | None = None
 
 
+class ClaimVolume(SpecValue):
+    """A PersistentVolumeClaim: ``spec.checkpoint.volume``, ``spec.training.initialWeights.volume``."""
+
+    claim_name: ObjectName
+
+
+class InitialWeights(SpecValue):
+    """``spec.training.initialWeights``; the volume is needed in a cluster only."""
+
+    path: DataPath
+    volume: ClaimVolume | None = None
+
+
 class Training(SpecValue):
     """``spec.training``."""
 
@@ -156,6 +169,7 @@ class Training(SpecValue):
     gradient_clip_norm: PositiveDecimal = "1.0"
     optimizer: Optimizer = Optimizer()
     dataset: Dataset = Dataset()
+    initial_weights: InitialWeights | None = None
 
 
 class PipelineSchedule(StrEnum):
@@ -268,12 +282,6 @@ class Runtime(SpecValue):
     tolerations: tuple[Toleration, ...] = Field(default=(), max_length=32)
 
 
-class CheckpointVolume(SpecValue):
-    """``spec.checkpoint.volume``."""
-
-    claim_name: ObjectName
-
-
 class Resume(StrEnum):
     """Whether a job goes on from its newest training checkpoint."""
 
@@ -284,7 +292,7 @@ class Resume(StrEnum):
 class Checkpoint(SpecValue):
     """``spec.checkpoint``; the volume is needed in a cluster only."""
 
-    volume: CheckpointVolume | None = None
+    volume: ClaimVolume | None = None
     directory: DirectoryPath | None = None
     period_steps: int = Field(ge=1, le=1_000_000_000)
     keep_last: int = Field(default=2, ge=1, le=1000)

@@ -67,7 +67,12 @@ def _say_attempt(situation: Situation) -> Situation:
 
 def _wanted(situation: Situation, plan: Plan) -> tuple[Manifest, ...]:
     job = situation.job
-    document = training_spec(job, checkpoint_directory=names.CHECKPOINT_DIRECTORY, data_root=names.DATA_DIRECTORY)
+    document = training_spec(
+        job,
+        checkpoint_directory=names.CHECKPOINT_DIRECTORY,
+        data_root=names.DATA_DIRECTORY,
+        weights_root=names.WEIGHTS_DIRECTORY,
+    )
     return (
         training.training_config_map(job, document),
         training.service(job),

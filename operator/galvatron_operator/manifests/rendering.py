@@ -21,7 +21,12 @@ def render_job(job: GalvatronJob, request: ProfileRequest, *, image: str, plan: 
     )
     if plan is None:
         return measured
-    specification = training_spec(job, checkpoint_directory=names.CHECKPOINT_DIRECTORY, data_root=names.DATA_DIRECTORY)
+    specification = training_spec(
+        job,
+        checkpoint_directory=names.CHECKPOINT_DIRECTORY,
+        data_root=names.DATA_DIRECTORY,
+        weights_root=names.WEIGHTS_DIRECTORY,
+    )
     return [
         *measured,
         training.plan_config_map(job, plan, report="{}\n"),

@@ -108,7 +108,7 @@ def _mounts(job: GalvatronJob, plan: Plan, training: TrainingSpec) -> tuple[Moun
         (names.plan_config_map(job.name, plan.digest()), names.PLAN_KEY),
         (names.training_config_map(job.name, training.digest()), names.TRAINING_KEY),
     )
-    return (documents, *_data_mounts(job), *_checkpoint_mounts(job))
+    return (documents, *_data_mounts(job), *_weights_mounts(job), *_checkpoint_mounts(job))
 
 
 def _data_mounts(job: GalvatronJob) -> tuple[Mount, ...]:
@@ -121,6 +121,14 @@ def _data_mounts(job: GalvatronJob) -> tuple[Mount, ...]:
         else {"persistentVolumeClaim": {"claimName": volume.claim_name, "readOnly": True}}
     )
     return (Mount("data", names.DATA_DIRECTORY, source, read_only=True),)
+
+
+def _weights_mounts(job: GalvatronJob) -> tuple[Mount, ...]:
+    weights = job.spec.training.initial_weights
+    if weights is None or weights.volume is None:
+        return ()
+    source = {"persistentVolumeClaim": {"claimName": weights.volume.claim_name, "readOnly": True}}
+    return (Mount("weights", names.WEIGHTS_DIRECTORY, source, read_only=True),)
 
 
 def _checkpoint_mounts(job: GalvatronJob) -> tuple[Mount, ...]:
