@@ -3,6 +3,7 @@
 What is wrong is told in two lines, problem and remedy, with exit code 1; an interrupted run ends with 130.
 """
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -190,6 +191,21 @@ def explain(
     else:
         text = explain_text(run.plan, run.report, run.seen, effects)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Of a run, of checkpoints, or one of them.")],
+    *,
+    output: Annotated[Path, typer.Option(help="The directory to make.")],
+    dtype: Annotated[str, typer.Option(help="Of the tensors: float32 or bfloat16.")] = "float32",
+    file_gib: Annotated[float, typer.Option("--file-gib", help="About as large a file may be.", min=0.001)] = 5.0,
+) -> None:
+    """Write trained weights as Hugging Face's from_pretrained reads them."""
+    command = [sys.executable, "-m", "galvatron_runtime.export", str(checkpoint), "--output", str(output)]
+    with _interruptible():
+        done = subprocess.run([*command, "--dtype", dtype, "--file-gib", str(file_gib)], check=False)  # noqa: S603 -- ours
+    raise typer.Exit(done.returncode)
 
 
 @app.command()
