@@ -38,6 +38,7 @@ bench-accuracy: $(INSTALLED) ## measure: 200 random plans of several models, pre
 
 bench: $(INSTALLED) ## measure: search times, the search against its oracle and the published ones
 	cd tests && ../$(BIN)/python -m benchmarks.search
+	cd tests && ../$(BIN)/python -m benchmarks.search --zero2
 	cd tests && ../$(BIN)/python -m benchmarks.search --sweep
 	cd tests && ../$(BIN)/python -m benchmarks.algorithms
 	cd tests && ../$(BIN)/python -m benchmarks.oracle --instances 10000

@@ -1,11 +1,12 @@
 """How long the search takes, how much memory it needs, and how far its plans can be from the best.
 
-    cd tests && python -m benchmarks.search [--repeats N] [--only TITLE ...] [--sweep]
+    cd tests && python -m benchmarks.search [--repeats N] [--only TITLE ...] [--sweep] [--zero2]
 
 The table is that of the planner's design, section 6: the 126 blocks of Llama 3 405B with activation checkpointing on 8
 to 16,384 H100, figures of the device catalogue, baselines included. The memory is 5 to 15 % more than the smallest
 plan needs (801, 123 and 28 GiB on 8, 64 and 1,024 devices): 8 and 64 of them are lent more than an H100 has, for 405
-billion parameters take 6.5 TB of states. ``--sweep`` changes layers, devices and memory one at a time.
+billion parameters take 6.5 TB of states. ``--sweep`` changes layers, devices and memory one at a time. The space is
+that of the design (data, sharded-data, tensor and pipeline parallelism, checkpointing); ``--zero2`` adds ZeRO-2.
 
 Every search runs in a process of its own with one thread. Repeats go through all problems before the next one starts,
 so that a busy machine disturbs all alike.
@@ -27,7 +28,7 @@ from datetime import date
 from benchmarks import catalogued
 from galvatron_planner.errors import NoFeasiblePlan
 from galvatron_planner.presets import model_named
-from galvatron_planner.problem import BatchRange, PlanningProblem
+from galvatron_planner.problem import BatchRange, PlanningProblem, SearchDimension, SearchLimits
 from galvatron_planner.search.optimizer import search
 from galvatron_planner.units import GIB, MIB
 
@@ -57,14 +58,15 @@ class Case:
         """The case on one line, which is also its key."""
         return f"{self.num_layers} blocks, {self.num_devices:,} x {self.memory_gib:g} GiB, batch {self.batch:,}"
 
-    def problem(self) -> PlanningProblem:
-        """Pose it."""
+    def problem(self, *, zero2: bool) -> PlanningProblem:
+        """Pose it, in the space of the design or with ZeRO-2."""
         model = model_named("llama3-405b").model_copy(update={"num_layers": self.num_layers})
         return catalogued.problem(
             model,
             f"{max(1, self.num_devices // 8)}x{min(8, self.num_devices)}xh100",
             memory_bytes=int(self.memory_gib * GIB),
             batch=BatchRange(minimum=self.batch, maximum=self.batch),
+            limits=SearchLimits(excluded=() if zero2 else (SearchDimension.ZERO2,)),
         )
 
 
@@ -109,7 +111,7 @@ def main() -> None:
     options = parse_options()
     cases = {case.title: case for case in (*SWEEP, *TABLE)}
     if options.solve:
-        print(json.dumps(solve(cases[options.solve].problem())))
+        print(json.dumps(solve(cases[options.solve].problem(zero2=options.zero2))))
         return
     chosen = SWEEP if options.sweep else TABLE
     titles = [case.title for case in chosen if not options.only or any(text in case.title for text in options.only)]
@@ -117,7 +119,7 @@ def main() -> None:
     for _ in range(options.repeats):
         for title in runs:
             print(title, file=sys.stderr, flush=True)
-            runs[title].append(run(title))
+            runs[title].append(run(title, zero2=options.zero2))
     print(f"python -m benchmarks.search {' '.join(sys.argv[1:])}  ({date.today().isoformat()}, ", end="")  # noqa: DTZ011
     print(f"{os.cpu_count()} cores {platform.machine()}, Python {platform.python_version()})\n")
     print_table(cases, runs)
@@ -129,13 +131,14 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="cases whose title contains one of these")
     parser.add_argument("--sweep", action="store_true", help="change layers, devices and memory one at a time")
+    parser.add_argument("--zero2", action="store_true", help="search ZeRO-2 as well")
     parser.add_argument("--solve", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def run(title: str) -> Run:
+def run(title: str, *, zero2: bool) -> Run:
     """Search one case in a new process."""
-    command = [sys.executable, "-m", "benchmarks.search", "--solve", title]
+    command = [sys.executable, "-m", "benchmarks.search", "--solve", title, *(["--zero2"] if zero2 else [])]
     done = subprocess.run(command, env=os.environ | ONE_THREAD, stdout=subprocess.PIPE, text=True, check=True)
     return Run(**json.loads(done.stdout))
 
