@@ -69,6 +69,7 @@ def run(
 ) -> None:
     """Profile, plan and train on this machine; again in the same directory: go on."""
     job = local.load(job_file)
+    local.check_files(job, job_file.resolve().parent)
     fixed = None if plan_file is None else _plan_in(plan_file)
     files = _run_directory(job, directory)
     chosen_port = _port(job, port)
@@ -154,6 +155,7 @@ def measure_regret(  # noqa: PLR0913 -- the options of a command
 ) -> None:
     """Run the chosen plan and others in turns, and say how much faster the fastest of them is."""
     job, effort = local.load(job_file), Effort(num_plans=plans, rounds=rounds, steps=steps, seed=seed)
+    local.check_files(job, job_file.resolve().parent)
     fixed = None if plan_file is None else _plan_in(plan_file)
     files, chosen_port = _run_directory(job, directory), _port(job, port)
     view = terminal.PhaseView(console)

@@ -155,6 +155,23 @@ def problem(job: GalvatronJob, directory: RunDirectory, *, port: int, listener: 
     )
 
 
+def check_files(job: GalvatronJob, root: Path) -> None:
+    """Refuse a job whose files are missing, before anything is measured.
+
+    Raises:
+        InvalidInput: naming the field.
+    """
+    training = job.spec.training
+    weights = training.initial_weights
+    named = {"dataset.path": training.dataset.path, "initialWeights.path": None if weights is None else weights.path}
+    for field, path in named.items():
+        if path is not None and not (root / path).exists():
+            raise InvalidInput(
+                f"spec.training.{field} is {path}, and {root / path} does not exist",
+                remedy="paths start at the folder of the job's file: put the data there, or link to it",
+            )
+
+
 def train(
     job: GalvatronJob, chosen: Plan, directory: RunDirectory, *, data_root: Path, port: int, listener: Listener
 ) -> Trained:

@@ -45,7 +45,20 @@ class TextFiles(Value):
     path: str
 
 
-DataSource = Annotated[SyntheticData | PythonDocs | TextFiles, Field(discriminator="source")]
+class TokenFiles(Value):
+    """Files of token ids.
+
+    Attributes:
+        path: a file, or a directory whose ``*.npy`` and ``*.bin`` files are read in the order of their names.
+        bin_type: of the numbers in ``*.bin`` files, which are bare and little-endian.
+    """
+
+    source: Literal["tokens"] = "tokens"
+    path: str
+    bin_type: Literal["uint16", "uint32"] = "uint16"
+
+
+DataSource = Annotated[SyntheticData | PythonDocs | TextFiles | TokenFiles, Field(discriminator="source")]
 
 
 class TrainingCheckpoints(Value):

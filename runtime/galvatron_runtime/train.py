@@ -80,7 +80,9 @@ def train(plan: Plan, training: TrainingSpec, *, directory: Path, stop: "StopReq
     """
     # What can be refused is refused here, before processes wait for each other.
     device = find_device(plan)
-    samples = open_samples(training.data, model=plan.model, seed=training.seed, directory=directory)
+    samples = open_samples(
+        training.data, model=plan.model, seed=training.seed, batch_size=plan.global_batch_size, directory=directory
+    )
     pretrained = open_pretrained(plan, training, device)
     meter = idle_meter(device)
     start_process_groups(plan.cluster.device_kind)

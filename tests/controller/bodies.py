@@ -88,6 +88,18 @@ WRONG: dict[str, tuple[str, Changes]] = {
         "spec.training.dataset",
         {"spec.training.dataset": {"source": "Text", "volume": {"claimName": "c"}}},
     ),
+    "tokens without a path": (
+        "spec.training.dataset",
+        {"spec.training.dataset": {"source": "Tokens", "volume": {"claimName": "c"}}},
+    ),
+    "a type of numbers in a text": (
+        "spec.training.dataset",
+        {"spec.training.dataset": {"source": "Text", "path": "x", "binType": "UInt32", "volume": {"claimName": "c"}}},
+    ),
+    "a type of numbers that is not offered": (
+        "spec.training.dataset.binType",
+        {"spec.training.dataset": {"source": "Tokens", "path": "x", "binType": "I4", "volume": {"claimName": "c"}}},
+    ),
     "a path that leaves the volume": (
         "spec.training.dataset.path",
         {"spec.training.dataset": {"source": "Text", "path": "../x", "volume": {"claimName": "c"}}},

@@ -22,7 +22,7 @@ from galvatron_planner.errors import InvalidInput
 from galvatron_planner.model import ModelSpec, Precision
 from galvatron_planner.presets import PRESETS
 from galvatron_planner.problem import Schedule, SearchDimension
-from galvatron_planner.training import PythonDocs, SyntheticData, TextFiles
+from galvatron_planner.training import PythonDocs, SyntheticData, TextFiles, TokenFiles
 from galvatron_planner.units import GIB
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -218,6 +218,8 @@ def test_precision_is_the_planners() -> None:
         ({"source": "PythonDocs"}, PythonDocs()),
         ({"source": "Text", "path": "books/a.txt"}, TextFiles(path="/data/books/a.txt")),
         ({"source": "Text", "path": "."}, TextFiles(path="/data/.")),
+        ({"source": "Tokens", "path": "a.npy"}, TokenFiles(path="/data/a.npy")),
+        ({"source": "Tokens", "path": "a", "binType": "UInt32"}, TokenFiles(path="/data/a", bin_type="uint32")),
     ],
 )
 def test_data_lies_under_its_root(dataset: dict[str, Any], data: object) -> None:
@@ -251,6 +253,7 @@ def test_decimal_text_becomes_a_number() -> None:
     [
         ("spec.checkpoint.volume", {"spec.checkpoint": {"periodSteps": 5}}),
         ("spec.training.dataset.volume", {"spec.training.dataset": {"source": "Text", "path": "a"}}),
+        ("spec.training.dataset.volume", {"spec.training.dataset": {"source": "Tokens", "path": "a"}}),
         ("spec.training.initialWeights.volume", {"spec.training.initialWeights": {"path": "a"}}),
     ],
 )

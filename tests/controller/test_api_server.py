@@ -138,7 +138,12 @@ def test_a_job_may_be_suspended_but_not_become_another(
 ON_GPUS: Changes = {}
 ON_CPU_WITH_EVERYTHING: Changes = {
     "spec.budget.resourceName": "cpu",
-    "spec.training.dataset": {"source": "Text", "path": ".", "volume": {"configMapName": "corpus"}},
+    "spec.training.dataset": {
+        "source": "Tokens",
+        "path": ".",
+        "binType": "UInt32",
+        "volume": {"configMapName": "corpus"},
+    },
     "spec.checkpoint": {"volume": {"claimName": "shared"}, "periodSteps": 5},
     "spec.runtime": {
         "env": [{"name": "A", "value": "b"}],

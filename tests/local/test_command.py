@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -81,6 +82,41 @@ def test_a_file_that_is_no_job_is_refused_in_words(tmp_path: Path, content: str,
     assert answer.returncode == 1
     assert message in answer.stderr
     assert "what to do:" in answer.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "regret"])
+@pytest.mark.parametrize(
+    ("field", "settings"),
+    [
+        ("dataset", {"source": "Tokens", "path": "missing.npy"}),
+        ("initialWeights", {"path": "missing"}),
+    ],
+)
+def test_files_that_are_missing_are_told_before_anything_is_measured(
+    tmp_path: Path, command: str, field: str, settings: dict[str, str]
+) -> None:
+    training = {"globalBatchSize": {"value": 8}, "steps": 1, field: settings}
+    answer = galvatron(command, write_job(tmp_path, training=training), "--directory", "run", folder=tmp_path)
+    assert answer.returncode == 1
+    assert f"spec.training.{field}.path is {settings['path']}" in answer.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_job_trains_on_token_files_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "tokens").mkdir()
+    np.save(tmp_path / "tokens/a.npy", np.arange(4000, dtype=np.uint16) % 50)
+    training = {
+        "globalBatchSize": {"value": 8},
+        "steps": 20,
+        "precision": "FP32",
+        "optimizer": {"learningRate": "1e-2"},
+        "dataset": {"source": "Tokens", "path": "tokens"},
+    }
+    answer = galvatron("run", write_job(tmp_path, training=training), "--port", "0", folder=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    first, last = re.findall(r"loss ([0-9.]+)", answer.stdout)[0], re.findall(r"loss ([0-9.]+)", answer.stdout)[-1]
+    assert float(last) < float(first)
 
 
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)

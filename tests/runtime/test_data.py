@@ -16,7 +16,7 @@ TEXT = "It was a bright cold day in April, and the clocks were striking thirteen
 
 def opened(source: DataSource, directory: Path, *, seed: int = 1, vocabulary_size: int = 256) -> Samples:
     model = builders.model(sequence_length=16, vocabulary_size=vocabulary_size)
-    return open_samples(source, model=model, seed=seed, directory=directory)
+    return open_samples(source, model=model, seed=seed, batch_size=8, directory=directory)
 
 
 def text_file(directory: Path, text: str = TEXT) -> TextFiles:

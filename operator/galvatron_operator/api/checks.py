@@ -83,7 +83,7 @@ def check_volumes(spec: Spec) -> None:
         InvalidInput: naming the missing volume.
     """
     dataset = spec.training.dataset
-    if dataset.source is DatasetSource.TEXT and dataset.volume is None:
+    if dataset.source.is_files and dataset.volume is None:
         raise InvalidInput(
             "spec.training.dataset.volume is missing: pods have no other place for spec.training.dataset.path",
             remedy="name a PersistentVolumeClaim or a ConfigMap in it",
@@ -189,11 +189,11 @@ def _batch(spec: Spec) -> Iterator[Finding]:
 
 def _dataset(spec: Spec) -> Iterator[Finding]:
     field, dataset, vocabulary = "spec.training.dataset", spec.training.dataset, model_of(spec.model).vocabulary_size
-    if dataset.source is not DatasetSource.SYNTHETIC and vocabulary < BYTE_VOCABULARY:
+    if dataset.source in {DatasetSource.TEXT, DatasetSource.PYTHON_DOCS} and vocabulary < BYTE_VOCABULARY:
         yield Finding(
             "spec.model.vocabularySize",
             f"is {vocabulary}, too small for text, which is read as bytes",
-            f"use {BYTE_VOCABULARY} or more",
+            f"use {BYTE_VOCABULARY} or more, or tokens of the model's own vocabulary with source Tokens",
         )
     if dataset.source is not DatasetSource.SYNTHETIC and model_of(spec.model).image_size:
         yield Finding(
@@ -201,16 +201,19 @@ def _dataset(spec: Spec) -> Iterator[Finding]:
             f"is {dataset.source}, and the model reads images",
             "set it to Synthetic: images from files cannot be read yet",
         )
-    yield from _text(field, dataset)
+    yield from _files(field, dataset)
 
 
-def _text(field: str, dataset: Dataset) -> Iterator[Finding]:
-    if dataset.source is not DatasetSource.TEXT:
+def _files(field: str, dataset: Dataset) -> Iterator[Finding]:
+    if dataset.bin_type is not None and dataset.source is not DatasetSource.TOKENS:
+        yield Finding(f"{field}.binType", f"is set with source {dataset.source}", "leave it out, or use Tokens")
+    if not dataset.source.is_files:
         if dataset.path is not None or dataset.volume is not None:
-            yield Finding(field, f"has a path or a volume with source {dataset.source}", "leave them out, or use Text")
+            problem = f"has a path or a volume with source {dataset.source}"
+            yield Finding(field, problem, "leave them out, or use Text or Tokens")
         return
     if dataset.path is None:
-        yield Finding(f"{field}.path", "is missing with source Text", "name a file or a directory of text")
+        yield Finding(f"{field}.path", f"is missing with source {dataset.source}", "name a file or a directory")
     volume = dataset.volume
     if volume is not None and (volume.claim_name is None) == (volume.config_map_name is None):
         yield Finding(f"{field}.volume", "needs exactly one of claimName and configMapName", "name one of them")

@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, ConfigDict, Field, ValidationError, model_va
 
 from galvatron_operator.api.checks import check_name, check_spec, check_volumes
 from galvatron_operator.api.models import model_of
-from galvatron_operator.api.spec import DatasetSource, PipelineSchedule, Resume, Spec, SpecValue
+from galvatron_operator.api.spec import BinType, DatasetSource, PipelineSchedule, Resume, Spec, SpecValue
 from galvatron_planner.cluster import Cluster, DeviceKind
 from galvatron_planner.errors import InvalidInput
 from galvatron_planner.model import ModelSpec, Precision
@@ -20,6 +20,7 @@ from galvatron_planner.training import (
     PythonDocs,
     SyntheticData,
     TextFiles,
+    TokenFiles,
     TrainingCheckpoints,
     TrainingSpec,
 )
@@ -178,6 +179,9 @@ def _data(job: GalvatronJob, data_root: str) -> DataSource:
             return PythonDocs()
         case DatasetSource.TEXT:
             return TextFiles(path=f"{data_root}/{dataset.path}")
+        case DatasetSource.TOKENS:
+            wide = dataset.bin_type is BinType.UINT32
+            return TokenFiles(path=f"{data_root}/{dataset.path}", bin_type="uint32" if wide else "uint16")
         case _:
             assert_never(dataset.source)
 

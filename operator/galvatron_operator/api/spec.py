@@ -129,6 +129,19 @@ class DatasetSource(StrEnum):
     SYNTHETIC = "Synthetic"
     PYTHON_DOCS = "PythonDocs"
     TEXT = "Text"
+    TOKENS = "Tokens"
+
+    @property
+    def is_files(self) -> bool:
+        """Whether it has a path, and in a cluster a volume."""
+        return self in {DatasetSource.TEXT, DatasetSource.TOKENS}
+
+
+class BinType(StrEnum):
+    """Numbers in ``*.bin`` files."""
+
+    UINT16 = "UInt16"
+    UINT32 = "UInt32"
 
 
 class DataVolume(SpecValue):
@@ -143,6 +156,7 @@ class Dataset(SpecValue):
 
     source: DatasetSource = DatasetSource.SYNTHETIC
     path: DataPath | None = None
+    bin_type: BinType | None = None
     volume: DataVolume | None = None
 
 

@@ -1,22 +1,31 @@
 """Where samples come from: sample ``i`` of step ``n`` depends on the seed, ``n`` and ``i`` only, never on the plan.
 
-Samples are windows at drawn places, so there are no epochs and nothing to save: a resumed run goes on with the very
-samples that the unbroken run would have seen.
+There is nothing to save: a resumed run goes on with the very samples that the unbroken run would have seen.
 """
 
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 
 from galvatron_planner.model import ModelSpec
-from galvatron_planner.training import DataSource, SyntheticData
+from galvatron_planner.training import DataSource, PythonDocs, SyntheticData, TextFiles, TokenFiles
 from galvatron_runtime.data.objectives import targets_per_sample, window_length
 from galvatron_runtime.data.samples import Batch
-from galvatron_runtime.data.sources import Samples, SyntheticSamples, TokenSamples
+from galvatron_runtime.data.sources import (
+    PrefetchedSamples,
+    Samples,
+    SyntheticSamples,
+    TokenArray,
+    TokenSamples,
+    num_windows,
+)
 from galvatron_runtime.data.texts import BYTE_VOCABULARY, UnusableData, describe, token_file
+from galvatron_runtime.data.tokens import check_tokens, map_tokens, token_files
 
 __all__ = [
     "Batch",
+    "PrefetchedSamples",
     "Samples",
     "SyntheticSamples",
     "TokenSamples",
@@ -26,14 +35,15 @@ __all__ = [
 ]
 
 
-def open_samples(source: DataSource, *, model: ModelSpec, seed: int, directory: Path) -> Samples:
+def open_samples(source: DataSource, *, model: ModelSpec, seed: int, batch_size: int, directory: Path) -> Samples:
     """Make a data source ready to be read.
 
     Args:
         source: where tokens come from.
         model: how long samples are, and which tokens it knows.
         seed: of the data order.
-        directory: of this node; token files are kept there.
+        batch_size: samples of a step.
+        directory: of this node; what is made of the source is kept there.
 
     Raises:
         UnusableData: when no sample can be drawn, before anything has started.
@@ -45,15 +55,30 @@ def open_samples(source: DataSource, *, model: ModelSpec, seed: int, directory: 
             f"{describe(source)} is text, and the model reads images",
             remedy="use synthetic data: it has images as well",
         )
-    if model.vocabulary_size < BYTE_VOCABULARY:
+    files = _files(source, model, directory)
+    if not any(num_windows(len(tokens), model) for tokens in files):
         raise UnusableData(
-            f"the model knows {model.vocabulary_size} tokens, texts have {BYTE_VOCABULARY} (one per byte)",
-            remedy=f"set the vocabulary size to at least {BYTE_VOCABULARY}, or use synthetic data",
+            f"{describe(source)} has at most {max(map(len, files))} tokens in a file,"
+            f" a sample needs {window_length(model)}",
+            remedy="add data, or shorten the sequence",
         )
-    path, needed = token_file(source, directory), window_length(model)
-    if path.stat().st_size < needed:
-        raise UnusableData(
-            f"{describe(source)} has {path.stat().st_size} bytes, a sample needs {needed}",
-            remedy="add text, or shorten the sequence",
-        )
-    return TokenSamples(np.memmap(path, dtype=np.uint8, mode="r"), model, seed)
+    return PrefetchedSamples(TokenSamples(files, model, seed, batch_size))
+
+
+def _files(source: PythonDocs | TextFiles | TokenFiles, model: ModelSpec, directory: Path) -> tuple[TokenArray, ...]:
+    match source:
+        case TokenFiles():
+            files = token_files(source)
+            check_tokens(source, files, model, directory)
+            return tuple(map_tokens(path, source) for path in files)
+        case PythonDocs() | TextFiles():
+            if model.vocabulary_size < BYTE_VOCABULARY:
+                raise UnusableData(
+                    f"the model knows {model.vocabulary_size} tokens, texts have {BYTE_VOCABULARY} (one per byte)",
+                    remedy=f"set the vocabulary size to at least {BYTE_VOCABULARY}, or use synthetic data",
+                )
+            path = token_file(source, directory)
+            # An empty file cannot be mapped.
+            return (np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size else np.empty(0, np.uint8),)
+        case _:
+            assert_never(source)

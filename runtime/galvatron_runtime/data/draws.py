@@ -1,4 +1,4 @@
-"""Random numbers that are functions of what they are for: the same on every rank and after every restart."""
+"""Random numbers and orders that are functions of what they are for: the same on every rank, after every restart."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,3 +19,35 @@ def mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+_ROUNDS = 8
+"""Of the network: four are enough against an adversary (Luby and Rackoff 1988), small sets need more to look random."""
+
+
+def shuffled(positions: NDArray[np.int64], size: int, key: np.uint64) -> NDArray[np.int64]:
+    """Where each position of ``0..size-1`` comes in a random order, without ever writing the order down.
+
+    A Feistel network permutes the numbers of an even count of bits; those it sends outside are sent on until they are
+    inside (cycle walking; Black and Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002).
+
+    Args:
+        positions: any of ``0..size-1``.
+        size: how many there are.
+        key: which of the orders.
+    """
+    half = np.uint64(max(1, -(-(size - 1).bit_length() // 2)))
+    keys = mix(key + np.arange(1, _ROUNDS + 1, dtype=np.uint64))
+    places = _permuted(positions.astype(np.uint64), half, keys)
+    while (outside := places >= size).any():
+        places[outside] = _permuted(places[outside], half, keys)
+    return places.astype(np.int64)
+
+
+def _permuted(values: NDArray[np.uint64], half: np.uint64, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Permute numbers of ``2 * half`` bits."""
+    lower = (np.uint64(1) << half) - np.uint64(1)
+    left, right = values >> half, values & lower
+    for key in keys:
+        left, right = right, left ^ (mix(right ^ key) & lower)
+    return (left << half) | right

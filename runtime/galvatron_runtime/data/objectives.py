@@ -31,6 +31,11 @@ def window_length(model: ModelSpec) -> int:
             return model.sequence_length + 1
 
 
+def window_stride(model: ModelSpec) -> int:
+    """Tokens between the starts of windows that follow each other: every token is an input once."""
+    return window_length(model) if model.family in {Family.BERT, Family.T5} else model.sequence_length
+
+
 def targets_per_sample(model: ModelSpec) -> int:
     """Predictions of a sample that count."""
     if model.image_size:

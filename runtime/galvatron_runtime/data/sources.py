@@ -1,37 +1,88 @@
-"""What samples are drawn from: a text, or nothing at all."""
+"""What samples are drawn from: files of tokens, or nothing at all."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from galvatron_planner.model import ModelSpec
-from galvatron_runtime.data.draws import draws
-from galvatron_runtime.data.objectives import image_batch, random_tokens, text_batch, window_length
+from galvatron_runtime.data.draws import draws, mix, shuffled
+from galvatron_runtime.data.objectives import image_batch, random_tokens, text_batch, window_length, window_stride
 from galvatron_runtime.data.samples import Batch
 
+TokenArray = NDArray[np.unsignedinteger] | NDArray[np.signedinteger]
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class TokenSamples:
-    """Windows of a text of bytes.
+    """Windows of token files, every one once in an epoch, in an order of its own for each.
+
+    Windows do not cross files; what is left at the end of a file is shorter than a window and never read. Nothing has
+    to be saved: the order is a function of the seed and the epoch, and the place in it of the step.
 
     Attributes:
-        tokens: the whole text, uint8 [T], mapped.
+        files: tokens of each, [T], mapped; at least one holds a window.
         model: what reads them.
-        seed: of the places.
+        seed: of the order.
+        batch_size: samples of a step.
     """
 
-    tokens: NDArray[np.uint8]
+    files: tuple[TokenArray, ...]
     model: ModelSpec
     seed: int
+    batch_size: int
+
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """Windows of all files up to and with each."""
+        return np.cumsum([num_windows(len(tokens), self.model) for tokens in self.files], dtype=np.int64)
 
     def samples(self, step: int, first: int, last: int) -> Batch:
         """Read samples ``first`` to ``last`` (excluded) of the global batch of ``step``."""
-        length = window_length(self.model)
-        keys = draws(self.seed, step, np.arange(first, last))
-        starts = keys % np.uint64(len(self.tokens) - length + 1)
-        windows = self.tokens[starts.astype(np.int64)[:, None] + np.arange(length)]
-        return text_batch(self.model, windows.astype(np.int64), keys)
+        rows = [self._window(number) for number in self.order(step, first, last)]
+        return text_batch(self.model, np.stack(rows), draws(self.seed, step, np.arange(first, last)))
+
+    def order(self, step: int, first: int, last: int) -> NDArray[np.int64]:
+        """Tell which windows these samples are."""
+        size = int(self.ends[-1])
+        numbers = step * self.batch_size + np.arange(first, last, dtype=np.int64)
+        windows = np.empty_like(numbers)
+        for epoch in np.unique(numbers // size):
+            inside = numbers // size == epoch
+            key = mix(mix(np.array([self.seed % 2**64], dtype=np.uint64)) + np.uint64(epoch))[0]
+            windows[inside] = shuffled(numbers[inside] % size, size, key)
+        return windows
+
+    def _window(self, number: np.int64) -> NDArray[np.int64]:
+        file = int(np.searchsorted(self.ends, number, side="right"))
+        start = (int(number) - (int(self.ends[file - 1]) if file else 0)) * window_stride(self.model)
+        return self.files[file][start : start + window_length(self.model)].astype(np.int64)
+
+
+def num_windows(num_tokens: int, model: ModelSpec) -> int:
+    """Count the samples in a file of so many tokens."""
+    return max(0, (num_tokens - window_length(model)) // window_stride(model) + 1)
+
+
+class PrefetchedSamples:
+    """Samples that a thread reads a step ahead, while the device computes.
+
+    It has state because what a rank asks for in a step is known only from the step before.
+    """
+
+    def __init__(self, source: TokenSamples) -> None:
+        self.source = source
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="samples")
+        self._ahead: dict[tuple[int, int, int], Future[Batch]] = {}
+
+    def samples(self, step: int, first: int, last: int) -> Batch:
+        """Give samples ``first`` to ``last`` (excluded) of the global batch of ``step``, and begin with the next's."""
+        read = self._ahead.pop((step, first, last), None)
+        following = (step + 1, first, last)
+        self._ahead[following] = self._thread.submit(self.source.samples, *following)
+        return self.source.samples(step, first, last) if read is None else read.result()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,4 +101,4 @@ class SyntheticSamples:
         return text_batch(self.model, windows, keys)
 
 
-Samples = TokenSamples | SyntheticSamples
+Samples = PrefetchedSamples | SyntheticSamples

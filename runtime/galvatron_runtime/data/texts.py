@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import assert_never
 
 from galvatron_planner.errors import GalvatronError
-from galvatron_planner.training import DataSource, PythonDocs, SyntheticData, TextFiles
+from galvatron_planner.training import DataSource, PythonDocs, SyntheticData, TextFiles, TokenFiles
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,8 @@ def describe(source: DataSource) -> str:
     match source:
         case TextFiles():
             return f"text {source.path!r}"
+        case TokenFiles():
+            return f"{source.path!r}"
         case PythonDocs():
             return "the documentation of Python's standard library"
         case SyntheticData():
