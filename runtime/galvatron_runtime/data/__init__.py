@@ -21,7 +21,7 @@ from galvatron_runtime.data.sources import (
     num_windows,
 )
 from galvatron_runtime.data.texts import BYTE_VOCABULARY, UnusableData, describe, token_file
-from galvatron_runtime.data.tokens import check_tokens, map_tokens, token_files
+from galvatron_runtime.data.tokens import check_tokens, map_bare, map_tokens, token_files
 
 __all__ = [
     "Batch",
@@ -77,8 +77,6 @@ def _files(source: PythonDocs | TextFiles | TokenFiles, model: ModelSpec, direct
                     f"the model knows {model.vocabulary_size} tokens, texts have {BYTE_VOCABULARY} (one per byte)",
                     remedy=f"set the vocabulary size to at least {BYTE_VOCABULARY}, or use synthetic data",
                 )
-            path = token_file(source, directory)
-            # An empty file cannot be mapped.
-            return (np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size else np.empty(0, np.uint8),)
+            return (map_bare(token_file(source, directory), np.dtype(np.uint8)),)
         case _:
             assert_never(source)

@@ -6,8 +6,12 @@ from numpy.typing import NDArray
 
 def draws(seed: int, step: int, samples: NDArray[np.int64]) -> NDArray[np.uint64]:
     """One 64-bit number per sample, a function of its three arguments only."""
-    key = mix(mix(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(step))
-    return mix(key + samples.astype(np.uint64))
+    return mix(key_of(seed, step) + samples.astype(np.uint64))
+
+
+def key_of(seed: int, number: int) -> np.uint64:
+    """One 64-bit number for a step or an epoch."""
+    return np.uint64(mix(mix(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(number))[0])
 
 
 def mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galvatron_planner.model import ModelSpec
-from galvatron_runtime.data.draws import draws, mix, shuffled
+from galvatron_runtime.data.draws import draws, key_of, shuffled
 from galvatron_runtime.data.objectives import image_batch, random_tokens, text_batch, window_length, window_stride
 from galvatron_runtime.data.samples import Batch
 
@@ -51,8 +51,7 @@ class TokenSamples:
         windows = np.empty_like(numbers)
         for epoch in np.unique(numbers // size):
             inside = numbers // size == epoch
-            key = mix(mix(np.array([self.seed % 2**64], dtype=np.uint64)) + np.uint64(epoch))[0]
-            windows[inside] = shuffled(numbers[inside] % size, size, key)
+            windows[inside] = shuffled(numbers[inside] % size, size, key_of(self.seed, epoch))
         return windows
 
     def _window(self, number: np.int64) -> NDArray[np.int64]:
@@ -75,14 +74,24 @@ class PrefetchedSamples:
     def __init__(self, source: TokenSamples) -> None:
         self.source = source
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="samples")
-        self._ahead: dict[tuple[int, int, int], Future[Batch]] = {}
+        self._step = 0
+        self._reads: dict[tuple[int, int, int], Future[Batch]] = {}
 
     def samples(self, step: int, first: int, last: int) -> Batch:
         """Give samples ``first`` to ``last`` (excluded) of the global batch of ``step``, and begin with the next's."""
-        read = self._ahead.pop((step, first, last), None)
-        following = (step + 1, first, last)
-        self._ahead[following] = self._thread.submit(self.source.samples, *following)
-        return self.source.samples(step, first, last) if read is None else read.result()
+        if step != self._step:
+            self._step = step
+            self._reads = {rows: read for rows, read in self._reads.items() if rows[0] >= step}
+        # Kept for the whole step: a rank with both ends of the model asks for the same rows twice.
+        wanted = self._begin(step, first, last)
+        self._begin(step + 1, first, last)
+        return wanted.result()
+
+    def _begin(self, step: int, first: int, last: int) -> Future[Batch]:
+        rows = (step, first, last)
+        if rows not in self._reads:
+            self._reads[rows] = self._thread.submit(self.source.samples, *rows)
+        return self._reads[rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,6 @@
 """Texts become one file of bytes per node, a token each, made by the first process that wants it and mapped by all."""
 
 import ast
-import fcntl
-import hashlib
 import logging
 import os
 import sysconfig
@@ -13,6 +11,7 @@ from typing import assert_never
 
 from galvatron_planner.errors import GalvatronError
 from galvatron_planner.training import DataSource, PythonDocs, SyntheticData, TextFiles, TokenFiles
+from galvatron_runtime.data.node_files import node_file
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +37,7 @@ class UnusableData(GalvatronError):
 def token_file(source: PythonDocs | TextFiles, directory: Path) -> Path:
     """Find the token file of a source, or make it; processes of a node that want it too wait for the first."""
     files = _python_sources() if isinstance(source, PythonDocs) else _text_files(Path(source.path))
-    path = directory / "data" / f"{_fingerprint(source, files)}.tokens"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with node_file(directory, ".tokens", key=source.model_dump_json(), files=files) as path:
         if not path.exists():
             _write_tokens(path, _documentation(files) if isinstance(source, PythonDocs) else _contents(files))
             log.info("token file written", extra={"source": describe(source), "num_tokens": path.stat().st_size})
@@ -53,13 +49,6 @@ def _write_tokens(path: Path, parts: Iterator[bytes]) -> None:
     with temporary.open("wb") as file:
         file.writelines(parts)
     temporary.replace(path)
-
-
-def _fingerprint(source: DataSource, files: Sequence[Path]) -> str:
-    """Identify what a token file would be made from, without reading it."""
-    stats = [(path, path.stat()) for path in files]
-    listing = "\n".join(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
-    return hashlib.sha256(f"{source.model_dump_json()}\n{listing}".encode()).hexdigest()[:16]
 
 
 def describe(source: DataSource) -> str:

@@ -1,8 +1,5 @@
 """Files of tokens: opened in place, and looked through once per node for what the model does not know."""
 
-import fcntl
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +8,7 @@ import numpy as np
 
 from galvatron_planner.model import ModelSpec
 from galvatron_planner.training import TokenFiles
+from galvatron_runtime.data.node_files import node_file
 from galvatron_runtime.data.sources import TokenArray
 from galvatron_runtime.data.texts import UnusableData
 
@@ -50,7 +48,7 @@ def map_tokens(path: Path, source: TokenFiles) -> TokenArray:
         if path.suffix == ".npy":
             tokens: TokenArray = np.load(path, mmap_mode="r", allow_pickle=False)
         else:
-            tokens = _map_bare(path, np.dtype(source.bin_type).newbyteorder("<"))
+            tokens = map_bare(path, np.dtype(source.bin_type).newbyteorder("<"))
     except (OSError, ValueError, EOFError) as error:
         raise UnusableData(f"cannot read tokens from {path}: {error}", remedy="make the file anew") from error
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
@@ -61,7 +59,8 @@ def map_tokens(path: Path, source: TokenFiles) -> TokenArray:
     return tokens
 
 
-def _map_bare(path: Path, dtype: np.dtype[np.unsignedinteger]) -> TokenArray:
+def map_bare(path: Path, dtype: np.dtype[np.unsignedinteger]) -> TokenArray:
+    """Map a file that holds nothing but numbers, [T]."""
     size = path.stat().st_size
     if size % dtype.itemsize:
         raise ValueError(f"{size} bytes are no whole number of {dtype.name}")
@@ -75,17 +74,12 @@ def check_tokens(source: TokenFiles, files: Sequence[Path], model: ModelSpec, di
     Raises:
         UnusableData: naming file and position of the first one.
     """
-    stats = [(path, path.stat()) for path in files]
-    listing = "\n".join(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
-    name = hashlib.sha256(f"{source.model_dump_json()} {model.vocabulary_size}\n{listing}".encode()).hexdigest()[:16]
-    seen = directory / "data" / f"{name}.checked"
-    seen.parent.mkdir(parents=True, exist_ok=True)
-    with seen.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    key = f"{source.model_dump_json()} {model.vocabulary_size}"
+    with node_file(directory, ".checked", key=key, files=files) as seen:
         if seen.exists():
             return
         count = sum(_check_file(path, map_tokens(path, source), model.vocabulary_size) for path in files)
-        seen.write_text(json.dumps({"num_tokens": count}))
+        seen.touch()
     log.info("token files checked", extra={"source": source.path, "num_files": len(files), "num_tokens": count})
 
 
