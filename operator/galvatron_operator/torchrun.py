@@ -125,6 +125,8 @@ def environment(launch: Launch) -> dict[str, str]:
         "MALLOC_ARENA_MAX": "1",
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "65536",
+        # The record of past collectives, for NCCL's watchdog alone, grows by some 2 MB in the first 2000 of them.
+        "TORCH_FR_BUFFER_SIZE": "0",
     }
 
 

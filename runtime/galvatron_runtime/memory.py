@@ -2,8 +2,9 @@
 
 On CUDA that is the allocator's peak plus what lies outside the allocator (context, communicators). A CPU process has no
 device memory of its own; there it is the resident set above that of an idle process, whose libraries are loaded but
-which has no parameter yet. The launcher sets MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_ARENA_MAX,
-without which freed memory stays in the resident set (measured: 288 MB instead of 163 MB for one FSDP run).
+which has no parameter yet. Pages of files do not count: the code of libraries and mapped data are the system's to drop
+and to read again. The launcher sets MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_ARENA_MAX, without which
+freed memory stays in the resident set (measured: 288 MB instead of 163 MB for one FSDP run).
 """
 
 import ctypes
@@ -49,13 +50,14 @@ class MemoryMeter:
         """Most memory held at any time since :meth:`reset_peak`, above an idle process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) + self._bytes_outside_allocator()
-        return max(0, _resident_bytes("VmHWM") - self.idle_bytes)
+        # The system keeps no peak without files; their pages hardly come and go, so those of now were there then.
+        return max(0, _resident_bytes("VmHWM") - _resident_bytes("RssFile") - self.idle_bytes)
 
     def current_bytes(self) -> int:
         """Memory held now, above an idle process."""
         if self.device.type == "cuda":
             return torch.cuda.memory_allocated(self.device) + self._bytes_outside_allocator()
-        return max(0, _resident_bytes("VmRSS") - self.idle_bytes)
+        return max(0, _own_bytes() - self.idle_bytes)
 
     def _bytes_outside_allocator(self) -> int:
         free, total = torch.cuda.mem_get_info(self.device)
@@ -74,7 +76,7 @@ def idle_meter(device: torch.device) -> MemoryMeter:
         torch.cuda.empty_cache()
         return MemoryMeter(device, idle_bytes=0)
     return_freed_memory()
-    return MemoryMeter(device, idle_bytes=_resident_bytes("VmRSS"))
+    return MemoryMeter(device, idle_bytes=_own_bytes())
 
 
 def return_freed_memory() -> None:
@@ -97,8 +99,13 @@ def _run_tiny_step(device: torch.device) -> None:
     torch.optim.AdamW([*table.parameters(), *product.parameters()], fused=True).step()
 
 
+def _own_bytes() -> int:
+    """Memory of this process now, pages of files apart."""
+    return _resident_bytes("VmRSS") - _resident_bytes("RssFile")
+
+
 def _resident_bytes(field: str) -> int:
-    """Read ``VmRSS`` (now) or ``VmHWM`` (peak) of this process."""
+    """Read ``VmRSS`` (now), ``VmHWM`` (its peak) or ``RssFile`` (its pages of files) of this process."""
     for line in _STATUS.read_text().splitlines():
         name, _, rest = line.partition(":")
         if name == field:

@@ -13,7 +13,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,11 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.distributed.tensor import DTensor
 
 from galvatron_planner.cluster import DeviceKind
 from galvatron_planner.errors import GalvatronError, InvalidDocument
 from galvatron_planner.plan import Plan
-from galvatron_planner.training import AdamW, TrainingSpec
+from galvatron_planner.training import TrainingSpec
 from galvatron_planner.worker import ExitClass
 from galvatron_runtime.apply import ParallelModel, apply
 from galvatron_runtime.checkpoint import CheckpointStore, TrainingState
@@ -38,6 +36,7 @@ from galvatron_runtime.logs import configure_rank_logging
 from galvatron_runtime.memory import idle_meter
 from galvatron_runtime.mesh import finish, start_process_groups
 from galvatron_runtime.model import parameter_dtype
+from galvatron_runtime.optimizer import make_optimizer, set_learning_rate
 from galvatron_runtime.pretrained import PretrainedValues, open_weights
 from galvatron_runtime.processes import die_with_parent
 from galvatron_runtime.reports import RUN_DIRECTORY_VARIABLE, attempt, report_failure, run_directory
@@ -142,28 +141,6 @@ def open_pretrained(plan: Plan, training: TrainingSpec, device: torch.device) ->
         return None
     dtype = parameter_dtype(plan.precision)
     return open_weights(Path(training.initial_weights), plan.model, dtype=dtype, device=device)
-
-
-def make_optimizer(parameters: Iterable[nn.Parameter], settings: AdamW) -> torch.optim.AdamW:
-    """Make the optimizer; fused, because the default is 20 times slower over DTensors (measured, CPU, torch 2.13)."""
-    every = list(parameters)
-    # One kernel takes either DTensors or plain tensors.
-    groups = ([p for p in every if isinstance(p, DTensor)], [p for p in every if not isinstance(p, DTensor)])
-    return torch.optim.AdamW(
-        [{"params": group} for group in groups if group],
-        lr=settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.epsilon,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-
-
-def set_learning_rate(optimizer: torch.optim.AdamW, settings: AdamW, step: int) -> None:
-    """Set the rate of ``step`` (from 0): rising linearly over the warm-up, constant after it."""
-    share = min(1.0, (step + 1) / max(1, settings.warmup_steps))
-    for group in optimizer.param_groups:
-        group["lr"] = settings.learning_rate * share
 
 
 def clip_gradients(model: ParallelModel, max_norm: float) -> float | None:

@@ -68,8 +68,8 @@ def measure(request: ProfileRequest, *, seconds: float) -> Profile:
     links = connect(request.groups, bench)
     reserve_bytes = measure_reserve(links, request, meter, bench=bench)
     dtype = activation_dtype(request.precision)
-    layers = measure_layers(request, bench=bench, budget_seconds=0.55 * seconds)
     timed_links = measure_links(links, request, bench=bench, dtype=dtype, budget_seconds=0.3 * seconds)
+    layers = measure_layers(request, links=links, timed_links=timed_links, bench=bench, budget_seconds=0.55 * seconds)
     overlap = measure_overlap(_widest(links), request, bench=bench, budget_seconds=0.05 * seconds)
     return Profile(
         request_digest=request.digest(),

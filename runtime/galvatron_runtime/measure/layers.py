@@ -1,7 +1,9 @@
 """Seconds and bytes of every distinct layer, at every tensor degree and local micro-batch size.
 
 All ranks compute at the same time: CPU processes share cores and memory, GPUs of a node share power, and so they do in
-training.
+training. Split layers run with their collectives, since ranks that wait for each other within a layer lose more than
+the durations of both: nobody is as fast as the mean everywhere. What those collectives take by themselves is then
+taken off again, for the search prices them for every placement.
 """
 
 import logging
@@ -12,15 +14,18 @@ from itertools import accumulate
 import torch
 import torch.distributed as dist
 
-from galvatron_planner.dimensions import refusal
-from galvatron_planner.model import LayerSpec
-from galvatron_planner.profiles import LayerProfile, LayerSample, ProfileRequest
+from galvatron_planner.cluster import Group
+from galvatron_planner.dimensions import communication, refusal
+from galvatron_planner.model import LayerSpec, Precision
+from galvatron_planner.profiles import Collective, LayerProfile, LayerSample, LinkProfile, ProfileRequest
 from galvatron_planner.strategy import Axis, Dimension, LayerStrategy
 from galvatron_runtime.blocks import LayerModule
 from galvatron_runtime.measure.bench import Bench, seconds_between
 from galvatron_runtime.measure.footprint import Footprint, footprint, lasting_storages
+from galvatron_runtime.measure.links import Link
 from galvatron_runtime.measure.passes import LayerPass, build, feed
 from galvatron_runtime.measure.rounds import Trial, rising, time_trials
+from galvatron_runtime.parallel.tensor import connect_for_measurement
 
 log = logging.getLogger(__name__)
 
@@ -34,27 +39,70 @@ class _Subject:
     module: LayerModule
     footprints: dict[int, Footprint]
 
+    @property
+    def group(self) -> Group:
+        """The devices that it is split over: neighbours."""
+        return Group(size=self.tensor_degree, stride=1)
 
-def measure_layers(request: ProfileRequest, *, bench: Bench, budget_seconds: float) -> tuple[LayerProfile, ...]:
+
+_LEAST_SHARE = 0.1
+"""Part of a pass that is its computation at least."""
+
+
+def measure_layers(
+    request: ProfileRequest,
+    *,
+    links: tuple[Link, ...],
+    timed_links: tuple[LinkProfile, ...],
+    bench: Bench,
+    budget_seconds: float,
+) -> tuple[LayerProfile, ...]:
     """Measure every layer of the request at every tensor degree that it admits.
 
     Args:
         request: what to measure.
+        links: this rank's groups.
+        timed_links: what their collectives take.
         bench: where.
         budget_seconds: see :func:`time_trials`.
 
     Raises:
         NoisyMeasurement: when durations of one layer disagree too much.
     """
+    neighbours = {link.group: link for link in links}
+    all_reduces = {one.group: one for one in timed_links if one.collective is Collective.ALL_REDUCE}
     subjects = [
         _prepare(layer, degree, request, bench)
         for layer in request.layers
         for degree in request.tensor_degrees
         if refusal(layer, _tensor_parallel(degree)) is None
     ]
+    for subject in subjects:
+        if subject.group in neighbours:
+            connect_for_measurement(subject.module, neighbours[subject.group].process_group)
     trials = [_trial(subject, size, request, bench) for subject in subjects for size in subject.footprints]
     seconds = iter(time_trials(trials, bench=bench, budget_seconds=budget_seconds, activity="measuring layers"))
-    return tuple(_profile(subject, [next(seconds) for _ in subject.footprints]) for subject in subjects)
+    profiles = []
+    for subject in subjects:
+        whole = [next(seconds) for _ in subject.footprints]
+        link = all_reduces.get(subject.group)
+        own = whole if link is None else _without_collectives(subject, whole, link, request.precision)
+        profiles.append(_profile(subject, own))
+    return tuple(profiles)
+
+
+def _without_collectives(
+    subject: _Subject, whole: list[tuple[float, ...]], link: LinkProfile, precision: Precision
+) -> list[tuple[float, float]]:
+    """Take off what the collectives of every pass take by themselves; noise must not leave less than a part of it."""
+    strategy, own = _tensor_parallel(subject.tensor_degree), []
+    for size, (forward, backward) in zip(subject.footprints, whole, strict=True):
+        said = communication(subject.layer, strategy, local_samples=size, precision=precision)
+        there, back = (
+            sum(link.seconds(one.payload_bytes) for one in collectives) for collectives in (said.forward, said.backward)
+        )
+        own.append((max(forward - there, _LEAST_SHARE * forward), max(backward - back, _LEAST_SHARE * backward)))
+    return own
 
 
 def _tensor_parallel(degree: int) -> LayerStrategy:

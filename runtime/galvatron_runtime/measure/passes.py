@@ -1,7 +1,6 @@
 """One layer as a device of its tensor group runs it: built, split, fed, run forward and backward.
 
-The modules are those of training. Communication is left out (links are measured on their own), and so is sharding,
-which changes where parameters lie but not what is computed.
+The modules are those of training. Sharding is left out, which changes where parameters lie but not what is computed.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,9 @@
 """Device memory that is gone before the first parameter: what context, libraries and communicators hold."""
 
+from tempfile import TemporaryDirectory
+
 import torch
+from torch.distributed.checkpoint import state_dict_saver
 
 from galvatron_planner.cluster import Cluster
 from galvatron_planner.documents import Digest
@@ -9,18 +12,21 @@ from galvatron_planner.plan import Estimate, Plan, StagePlan
 from galvatron_planner.problem import Schedule
 from galvatron_planner.profiles import Collective, ProfileRequest
 from galvatron_planner.strategy import Axis, Dimension, LayerStrategy
+from galvatron_planner.training import AdamW
 from galvatron_runtime.apply import apply
+from galvatron_runtime.checkpoint import TrainingState
 from galvatron_runtime.data import Batch
 from galvatron_runtime.measure.bench import Bench
 from galvatron_runtime.measure.links import Link, is_used, prepare
 from galvatron_runtime.memory import MemoryMeter, return_freed_memory
+from galvatron_runtime.optimizer import make_optimizer
 
 
 def measure_reserve(links: tuple[Link, ...], request: ProfileRequest, meter: MemoryMeter, *, bench: Bench) -> int:
     """Use every communicator once, take a step with a tiny model, and read what has become of the memory.
 
-    The step loads what sharding and tensor parallelism need (about 10 MB of a CPU process). No plan uses more groups
-    than the request lists, so this is an upper bound for all of them.
+    The step and its checkpoint load what sharding, tensor parallelism and saving need (4 MB of a CPU process). No plan
+    uses more groups than the request lists, so this is an upper bound for all of them.
 
     Returns:
         bytes on the fullest device.
@@ -93,3 +99,7 @@ def _take_step(plan: Plan, bench: Bench) -> None:
     tokens = torch.zeros(plan.global_batch_size, plan.model.sequence_length, dtype=torch.long)
     model.run_step(lambda first, last: Batch((tokens[first:last],), tokens[first:last]))
     model.clip_gradients(1.0)
+    optimizer = make_optimizer(model.parameters_by_name.values(), AdamW(learning_rate=1e-3))
+    optimizer.step()
+    with TemporaryDirectory() as directory:
+        state_dict_saver.save(TrainingState(model.parameters_by_name, optimizer).tensors(), checkpoint_id=directory)

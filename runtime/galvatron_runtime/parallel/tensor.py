@@ -53,6 +53,11 @@ def split_for_measurement(module: LayerModule, degree: int) -> None:
     module.tensor_group = NoCollectives(rank=0, size=degree)
 
 
+def connect_for_measurement(module: LayerModule, group: dist.ProcessGroup) -> None:
+    """Let the devices of a group, which all hold the part of rank 0, wait for each other as if they held their own."""
+    module.tensor_group = DeviceTensorGroup(group, rank=0, size=group.size())
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceTensorGroup:
     """The devices of one tensor-parallel group (a ``galvatron_runtime.blocks.TensorGroup``)."""
