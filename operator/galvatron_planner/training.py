@@ -89,6 +89,7 @@ class TrainingSpec(Document):
         initial_weights: a directory with published weights to start from, as ``save_pretrained`` of transformers writes
             it; absent when they are drawn.
         checkpoints: absent for a run that cannot be resumed.
+        progress_deadline_seconds: how long nothing may move before a run is given up.
     """
 
     schema_tag: Literal["galvatron/training/v1"] = Field(default="galvatron/training/v1", alias="schema")
@@ -99,3 +100,4 @@ class TrainingSpec(Document):
     data: DataSource
     initial_weights: str | None = None
     checkpoints: TrainingCheckpoints | None = None
+    progress_deadline_seconds: PositiveInt = 900

@@ -30,6 +30,7 @@ class ExitClass(StrEnum):
     OUT_OF_DEVICE_MEMORY = "CudaOutOfMemory"
     COMMUNICATION = "CommunicationError"
     PREEMPTED = "Preempted"
+    STALLED = "Stalled"
     UNKNOWN = "Unknown"
 
 

@@ -74,7 +74,7 @@ def apply(plan: Plan, *, seed: int, device: torch.device, pretrained: Values | N
         # 6. ... and inside sharding, so that recomputing finds the parameters gathered.
         reductions.append(reduce_gradients(layer, strategy, meshes.data(strategy.layout), plan.precision))
     # 7. Rows move where neighbours split the batch differently, also behind the boundary to the stage before.
-    stage = Stage(layers, relayouts(plan, meshes))
+    stage = Stage(layers, relayouts(plan, meshes), first_layer=first)
     # 8. One root around the layers that torch shards or replicates.
     if not all(isinstance(kind, GradientBucket) for kind in reductions):
         reductions.append(SharedStreams(stage, meshes.stages["data"], layers=layers))
@@ -156,7 +156,11 @@ class ParallelModel:
     def run_step(self, read: ReadRows) -> StepOutcome:
         """Compute loss and gradients of one global batch, of which this rank reads only the rows it needs."""
         num_targets = self.plan.global_batch_size * targets_per_sample(self.plan.model)
-        loss = self.pipeline.run_step(lambda number: self._read(number, read), loss_scale=1.0 / num_targets)
+        try:
+            loss = self.pipeline.run_step(lambda number: self._read(number, read), loss_scale=1.0 / num_targets)
+        except Exception as error:
+            error.add_note(f"in stage {self.stage_index} of the pipeline")
+            raise
         # Every device of a tensor-parallel head has the loss of the same rows.
         loss /= self.plan.stages[-1].layers[-1].tensor_degree
         dist.all_reduce(loss)

@@ -43,6 +43,12 @@ _TELLING_WORDS: tuple[tuple[str, ExitClass], ...] = (
     ("nccl", ExitClass.COMMUNICATION),
 )
 
+_ADVICE = {
+    ExitClass.OUT_OF_DEVICE_MEMORY: "out of device memory: set spec.budget.memoryPerGPU to what the device really has"
+    " left, or lower, so that the search chooses a plan with less",
+    ExitClass.COMMUNICATION: "a connection broke: another rank has failed or was killed, or the network is down",
+}
+
 
 def classify(error: BaseException) -> ExitClass:
     """Tell which class of failure an exception is; what is not known by type or words is a user's error."""
@@ -58,10 +64,11 @@ def classify(error: BaseException) -> ExitClass:
 
 
 def describe(error: BaseException) -> str:
-    """Say what went wrong: problem and remedy where they are known, else the traceback."""
+    """Say what went wrong: problem and remedy where they are known, else the traceback with what helps."""
     if isinstance(error, GalvatronError):
         return f"{error.problem}; {error.remedy}"
-    return "".join(traceback.format_exception(error))
+    advice = _ADVICE.get(classify(error))
+    return "".join(traceback.format_exception(error)) + (f"\n{advice}" if advice else "")
 
 
 def fail(error: BaseException) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from galvatron_planner.plan import Plan
+from galvatron_planner.units import format_bytes
 from galvatron_planner.worker import Progress
 from galvatron_planner.workload import forward_flops
 from galvatron_runtime import mesh
@@ -47,6 +48,7 @@ class StepJournal:
         self._meter = meter
         self._durations: deque[float] = deque(maxlen=RECENT_STEPS)
         self._num_steps = 0
+        self._is_over_budget = False
         self._busy_seconds = self._wait_seconds = 0.0
         self._checkpoint_step = 0
         self._checkpoint_seconds: float | None = None
@@ -71,6 +73,7 @@ class StepJournal:
         self._busy_seconds += outcome.busy_seconds
         self._wait_seconds += outcome.wait_seconds
         self._last = LastStep(step, outcome, gradient_norm, ended_at=time.time())
+        self._check_memory()
         now = time.monotonic()
         is_end = self._num_steps == 1 or step == self._total_steps
         if is_end or now - self._reported_at >= REPORT_INTERVAL_SECONDS:
@@ -79,6 +82,23 @@ class StepJournal:
         if is_end or now - self._logged_at >= LOG_INTERVAL_SECONDS:
             self._logged_at = now
             log.info("step finished", extra={"step": step, "loss": outcome.loss, "seconds": round(seconds, 4)})
+
+    def _check_memory(self) -> None:
+        """Warn once of a device that holds more than it was given."""
+        peak, budget = self._meter.peak_bytes(), self._plan.cluster.device_memory_bytes
+        if peak <= budget or self._is_over_budget:
+            return
+        self._is_over_budget = True
+        expected = self._plan.estimate.stage_peak_bytes[self._stage_index]
+        log.warning(
+            "memory budget exceeded: lower spec.budget.memoryPerGPU by the difference to the prediction, if others need"
+            " the rest of the device",
+            extra={
+                "peak": format_bytes(peak),
+                "budget": format_bytes(budget),
+                "predicted": format_bytes(expected),
+            },
+        )
 
     def _report_now(self) -> None:
         if self._last is not None:

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from galvatron_planner.worker import ExitClass, Progress, WorkerFailure
 from galvatron_runtime.reports import RankReport, shorten
 
+_ECHOES = {ExitClass.STALLED: 1, ExitClass.COMMUNICATION: 2}
+"""What may only follow from the failure of another rank, in the order in which it is believed."""
+
 
 def pod_progress(reports: Sequence[RankReport]) -> Progress | None:
     """How far a pod has come: its first rank's words, with the memory of its fullest device."""
@@ -24,8 +27,8 @@ def pod_failure(
 ) -> WorkerFailure:
     """Merge what ranks said into the reason of a failed command.
 
-    The earliest word is the cause. Lost connections come after everything else: they are what the peers of a rank see
-    that failed, or that was killed and could say nothing.
+    The earliest word is the cause. Lost connections come after everything else, and stalls before these: they are what
+    the peers of a rank see that failed, or that was killed and could say nothing.
 
     Args:
         failures: last words of the ranks of this pod.
@@ -34,18 +37,32 @@ def pod_failure(
         stopped: whether the supervisor was asked to stop it.
         now: seconds since the epoch, at which the command ended.
     """
-    by_time = sorted(failures, key=lambda failure: (failure.reason is ExitClass.COMMUNICATION, failure.time))
-    if stopped and (not by_time or by_time[0].reason is ExitClass.COMMUNICATION):
+    by_time = sorted(failures, key=lambda failure: (_ECHOES.get(failure.reason, 0), failure.time))
+    if stopped and (not by_time or by_time[0].reason in _ECHOES):
         message = "stopped on request before the ranks could agree to save their work"
         return WorkerFailure(reason=ExitClass.PREEMPTED, message=message, exit_code=exit_code, time=now)
     if not by_time:
         return WorkerFailure(reason=ExitClass.UNKNOWN, message=_silence(exit_code), exit_code=exit_code, time=now)
     cause = by_time[0]
     silent = {report.rank for report in reported} - {failure.rank for failure in failures}
+    if cause.reason is ExitClass.STALLED:
+        return cause.model_copy(update={"message": shorten(_stalled(failures, sorted(silent)))})
     if cause.reason is not ExitClass.COMMUNICATION or not silent:
         return cause
     vanished = f"ranks {sorted(silent)} vanished without a word: killed, for instance for lack of host memory"
     return cause.model_copy(update={"message": shorten(f"{cause.message}\n{vanished}")})
+
+
+def _stalled(failures: Sequence[WorkerFailure], silent: list[int]) -> str:
+    """Say where every rank stood, those together that stood at one place."""
+    places: dict[str, list[int | None]] = {}
+    for failure in failures:
+        if failure.reason is ExitClass.STALLED:
+            places.setdefault(failure.message, []).append(failure.rank)
+    lines = [f"ranks {ranks}: {message}" for message, ranks in sorted(places.items(), key=lambda one: len(one[1]))]
+    if silent:
+        lines.insert(0, f"ranks {silent} say nothing: stopped, or stuck where Python cannot answer")
+    return "\n".join([*lines, "the stacks of all threads stand in the ranks' logs"])
 
 
 def lost_attempt(*, now: float) -> WorkerFailure:

@@ -40,9 +40,13 @@ from galvatron_runtime.optimizer import make_optimizer, set_learning_rate
 from galvatron_runtime.pretrained import PretrainedValues, open_weights
 from galvatron_runtime.processes import die_with_parent
 from galvatron_runtime.reports import RUN_DIRECTORY_VARIABLE, attempt, report_failure, run_directory
+from galvatron_runtime.stalls import StallWatch
 from galvatron_runtime.tracing import StepTracer
 
 log = logging.getLogger(__name__)
+
+COLLECTIVES_SECONDS = 60.0
+"""How much longer than the deadline a collective waits."""
 
 
 class NotLaunched(GalvatronError):
@@ -84,7 +88,10 @@ def train(plan: Plan, training: TrainingSpec, *, directory: Path, stop: "StopReq
     )
     pretrained = open_pretrained(plan, training, device)
     meter = idle_meter(device)
-    start_process_groups(plan.cluster.device_kind)
+    # What waits for a rank that does not come is ended by the watch, which knows more than the collective.
+    deadline_seconds = training.progress_deadline_seconds
+    start_process_groups(plan.cluster.device_kind, timeout_seconds=deadline_seconds + COLLECTIVES_SECONDS)
+    watch = StallWatch(deadline_seconds)
     meter.reset_peak()
     store = open_store(plan, training)
     saved_step = store.newest_step() if store else 0
@@ -96,6 +103,7 @@ def train(plan: Plan, training: TrainingSpec, *, directory: Path, stop: "StopReq
 
     step = resume(store, state, journal, saved_step)
     while step < training.steps:
+        watch.moved(f"training step {step + 1}")
         started = time.perf_counter()
         set_learning_rate(optimizer, training.optimizer, step)
         outcome = model.run_step(partial(samples.samples, step))
@@ -108,9 +116,11 @@ def train(plan: Plan, training: TrainingSpec, *, directory: Path, stop: "StopReq
         journal.step_finished(step, outcome, gradient_norm=gradient_norm, seconds=time.perf_counter() - started)
         tracer.step_finished(agreed_steps=traced_steps)
         if store and (is_stopping or store.is_due(step)):
+            watch.moved(f"saving the training checkpoint of step {step}")
             save(store, state, journal, step)
         if is_stopping:
             break
+    watch.end()
     tracer.stop()
     return Ending(step, is_complete=step >= training.steps, is_saved=store is not None)
 

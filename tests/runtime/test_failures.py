@@ -4,10 +4,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import builders
 from galvatron_planner.errors import InvalidDocument, InvalidPlan
 from galvatron_planner.worker import ExitClass
 from galvatron_runtime.data import UnusableData
 from galvatron_runtime.failures import classify, describe
+from galvatron_runtime.model import build_layers
+from galvatron_runtime.parallel.stage import Stage
 
 
 @pytest.mark.parametrize(
@@ -29,6 +32,17 @@ from galvatron_runtime.failures import classify, describe
 )
 def test_an_exception_has_a_class(error: Exception, reason: ExitClass) -> None:
     assert classify(error) is reason
+
+
+def test_out_of_memory_says_what_to_change() -> None:
+    assert "spec.budget.memoryPerGPU" in describe(torch.OutOfMemoryError("CUDA out of memory"))
+
+
+def test_a_failure_names_its_layer() -> None:
+    stage = Stage(build_layers(builders.model())[1:3], [None, None], first_layer=1)
+    with pytest.raises(RuntimeError) as caught:
+        stage((torch.zeros(1, 2, 3),), (), None)
+    assert "in layer 1 of the model" in describe(caught.value)
 
 
 def test_our_own_errors_speak_for_themselves_and_others_bring_their_traceback() -> None:

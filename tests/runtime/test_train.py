@@ -1,6 +1,7 @@
 """Training as pods do it: supervisor, torchrun, two ranks; interrupted, resumed, killed."""
 
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -128,6 +129,18 @@ def test_a_killed_rank_fails_the_run_and_is_named_and_nothing_survives(tmp_path:
     assert failure.reason is ExitClass.COMMUNICATION
     assert "ranks [1] vanished" in failure.message
     assert not [process for process in ranks.values() if is_alive(process)]
+
+
+def test_a_stalled_run_ends_and_every_rank_says_where_it_stands(tmp_path: Path) -> None:
+    what = training(None, steps=10**6).model_copy(update={"progress_deadline_seconds": 5})
+    with supervised(tmp_path, PLAN, what) as run:
+        run.wait_for_first_step()
+        wait_until(lambda: len(list((tmp_path / "reports").glob("rank-*.json"))) == 2, what="both ranks report")
+        os.kill(rank_processes(run)[1], signal.SIGSTOP)
+        failure = failure_of(run)
+    assert failure.reason is ExitClass.STALLED
+    assert "ranks [1] say nothing" in failure.message
+    assert re.search(r"ranks \[0\]: nothing moved for 5 s while training step \d+, in \w+ \(", failure.message)
 
 
 def test_a_killed_supervisor_leaves_no_rank_behind(tmp_path: Path) -> None:

@@ -157,6 +157,7 @@ def training_spec(job: GalvatronJob, *, checkpoint_directory: str, data_root: st
         data=_data(job, data_root),
         initial_weights=None if training.initial_weights is None else f"{weights_root}/{training.initial_weights.path}",
         checkpoints=_checkpoints(job, checkpoint_directory),
+        progress_deadline_seconds=job.spec.failure_policy.progress_deadline_seconds,
     )
 
 

@@ -15,6 +15,8 @@ from galvatron_planner.units import format_quantity
 from galvatron_planner.worker import Progress, WorkerState, WorkerStatus
 
 CLOCK_SECONDS = 60.0
+OWN_WORDS_SECONDS = 30.0
+"""How much longer the operator waits for a step than the ranks do."""
 """Clocks of API server and operator may differ by this much before a pod is taken for a replacement."""
 
 
@@ -135,7 +137,8 @@ def _stalled(gang: Gang, status: JobStatus, deadline_seconds: int, now: datetime
         return None
     moved = status.progress.last_update_time if status.progress is not None else started[0]
     since = max(*started, moved)
-    if now - since <= timedelta(seconds=deadline_seconds):
+    # The ranks themselves give up at the deadline, and can say where they stand.
+    if now - since <= timedelta(seconds=deadline_seconds + OWN_WORDS_SECONDS):
         return None
     silent = f"; no answer from {', '.join(gang.silent)}" if gang.silent else ""
     return Failure(FailureReason.STALLED, f"no step was finished for {deadline_seconds} s{silent}", now)

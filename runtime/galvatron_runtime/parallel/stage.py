@@ -19,16 +19,20 @@ class Stage(nn.Module):
         layers: first to last.
     """
 
-    def __init__(self, layers: Sequence[LayerModule], relayouts: Sequence[Relayout | None]) -> None:
+    def __init__(
+        self, layers: Sequence[LayerModule], relayouts: Sequence[Relayout | None], *, first_layer: int
+    ) -> None:
         """Join layers.
 
         Args:
             layers: first to last.
             relayouts: what happens before each layer; None where the rows already lie right.
+            first_layer: number of the first one in the model, for messages.
         """
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self._relayouts = tuple(relayouts)
+        self._first_layer = first_layer
 
     def forward(self, entering: Stream, inputs: Stream, targets: Tensor | None) -> Stream:
         """Compute the stage for this device's rows.
@@ -42,13 +46,17 @@ class Stage(nn.Module):
             The stream in the layout of the last layer, or the summed loss alone.
         """
         stream, unread = entering, iter(inputs)
-        for layer, relayout in zip(self.layers, self._relayouts, strict=True):
+        for number, (layer, relayout) in enumerate(zip(self.layers, self._relayouts, strict=True), self._first_layer):
             if relayout is not None:
                 stream = tuple(map(relayout, stream))
             if isinstance(layer, LayerModule) and reads_data(layer.layer):
                 stream = (*stream, next(unread))
             if isinstance(layer, HeadLayer) and targets is not None:
                 stream = (*stream, targets)
-            leaving = layer(*stream)
+            try:
+                leaving = layer(*stream)
+            except Exception as error:
+                error.add_note(f"in layer {number} of the model")
+                raise
             stream = leaving if isinstance(leaving, tuple) else (leaving,)
         return stream
