@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from galvatron_operator import convert, explaining, local, terminal, trials, whatif
+from galvatron_operator import convert, explaining, local, preparing, terminal, trials, whatif
 from galvatron_operator.api import GalvatronJob
 from galvatron_operator.decide.profiling import profile_from_catalogue, request_of
 from galvatron_operator.manifests.rendering import render_job
@@ -42,6 +42,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="State a Transformer and a GPU budget; get the plan."
 )
 app.add_typer(convert.app, name="convert")
+app.command()(preparing.prepare)
 console = Console()
 
 JobFile = Annotated[Path, typer.Argument(help="A GalvatronJob, as kubectl apply takes it.", metavar="JOB.YAML")]
