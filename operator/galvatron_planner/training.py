@@ -69,12 +69,14 @@ class TrainingCheckpoints(Value):
         period_steps: steps between two of them.
         keep_last: how many are kept.
         resume: whether to go on from the newest one.
+        in_background: whether training goes on while one is written, from a copy in host memory.
     """
 
     directory: str
     period_steps: PositiveInt
     keep_last: PositiveInt = 2
     resume: bool = True
+    in_background: bool = False
 
 
 class TrainingSpec(Document):

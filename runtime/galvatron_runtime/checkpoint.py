@@ -10,7 +10,8 @@ The data order needs no state: it follows from the step.
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
-from galvatron_planner.errors import GalvatronError
+from galvatron_planner.errors import GalvatronError, InvalidDocument
 from galvatron_planner.plan import Plan
 from galvatron_planner.training import TrainingCheckpoints, TrainingSpec
 
@@ -123,24 +124,47 @@ class CheckpointStore:
         Raises:
             CheckpointUnusable: when it cannot be written.
         """
-        complete = self.directory / checkpoint_name(step)
-        partial = self.directory / f".{checkpoint_name(step)}.attempt-{self.attempt}"
+        with self.writing(step) as path:
+            state_dict_saver.save(dict(state.tensors()), checkpoint_id=path)
+            self.complete(step)
+
+    @contextmanager
+    def writing(self, step: int) -> Iterator[Path]:
+        """Make the directory in which the checkpoint of ``step`` is written, on all ranks.
+
+        Raises:
+            CheckpointUnusable: when writing fails.
+        """
         try:
             if dist.get_rank() == 0:
-                self._prepare(partial)
+                self._prepare(self._partial(step))
             dist.barrier()
-            state_dict_saver.save(dict(state.tensors()), checkpoint_id=partial)
-            if dist.get_rank() == 0:
-                _remove(complete)
-                partial.rename(complete)
-                for old in sorted(complete_steps(self.directory))[: -self.settings.keep_last]:
-                    _remove(self.directory / checkpoint_name(old))
+            yield self._partial(step)
         except (OSError, CheckpointException) as error:
-            raise CheckpointUnusable(
-                f"training checkpoint of step {step} cannot be written to {self.directory}: {_first_line(error)}",
-                remedy="make the directory writable for every rank, with room for"
-                f" {self.settings.keep_last + 1} checkpoints",
-            ) from error
+            raise self.failure(step, error) from error
+
+    def complete(self, step: int) -> None:
+        """Give what is written its name, then drop the oldest ones; rank 0 alone, which knows that all have written."""
+        if dist.get_rank() != 0:
+            return
+        complete = self.directory / checkpoint_name(step)
+        _remove(complete)
+        self._partial(step).rename(complete)
+        for old in sorted(complete_steps(self.directory))[: -self.settings.keep_last]:
+            _remove(self.directory / checkpoint_name(old))
+
+    def failure(self, step: int, error: BaseException) -> CheckpointUnusable:
+        """Say why the checkpoint of ``step`` cannot be written, and free what it took: earlier ones stay."""
+        if dist.get_rank() == 0:
+            shutil.rmtree(self._partial(step), ignore_errors=True)
+        return CheckpointUnusable(
+            f"training checkpoint of step {step} cannot be written to {self.directory}: {_first_line(error)}",
+            remedy="make the directory writable for every rank, with room for"
+            f" {self.settings.keep_last + 1} checkpoints",
+        )
+
+    def _partial(self, step: int) -> Path:
+        return self.directory / f".{checkpoint_name(step)}.attempt-{self.attempt}"
 
     def load(self, state: TrainingState, step: int) -> None:
         """Put the saved values of ``step`` in the place of the present ones, whatever plan they were saved under.
@@ -153,7 +177,7 @@ class CheckpointStore:
         try:
             check_model(path, self.plan)
             state_dict_loader.load(dict(state.tensors()), checkpoint_id=path)
-        except (OSError, CheckpointException) as error:
+        except (OSError, CheckpointException, InvalidDocument) as error:
             raise CheckpointUnusable(
                 f"training checkpoint {path} cannot be read: {_first_line(error)}",
                 remedy="let every rank read the directory, or delete this checkpoint to go on from an older one",
@@ -213,5 +237,7 @@ def _first_line(error: BaseException) -> str:
     """What went wrong, of the failing rank's own error where torch wraps it."""
     if isinstance(error, CheckpointException):
         rank, (cause, _) = next(iter(error.failures.items()))
-        return f"rank {rank}: {cause}".splitlines()[0]
+        reason = (str(cause) or type(cause).__name__).splitlines()[0]
+        # All that torch.save says when a file ends early.
+        return f"rank {rank}: {'no space left on the volume' if 'unexpected pos' in str(cause) else reason}"
     return str(error)

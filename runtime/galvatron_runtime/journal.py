@@ -17,6 +17,7 @@ from galvatron_runtime import mesh
 from galvatron_runtime.apply import StepOutcome
 from galvatron_runtime.memory import MemoryMeter
 from galvatron_runtime.reports import TrainingFigures, report
+from galvatron_runtime.saving import Saved
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +61,13 @@ class StepJournal:
         self._checkpoint_step = step
         log.info("resumed from training checkpoint", extra={"step": step})
 
-    def checkpoint_saved(self, step: int, *, seconds: float) -> None:
+    def checkpoint_saved(self, saved: Saved | None) -> None:
         """Remember a training checkpoint, and report it at once: operators wait for it when they stop a job."""
-        self._checkpoint_step, self._checkpoint_seconds = step, seconds
+        if saved is None:
+            return
+        self._checkpoint_step, self._checkpoint_seconds = saved.step, saved.seconds
         self._report_now()
-        log.info("training checkpoint saved", extra={"step": step, "seconds": round(seconds, 3)})
+        log.info("training checkpoint saved", extra={"step": saved.step, "seconds": round(saved.seconds, 3)})
 
     def step_finished(self, step: int, outcome: StepOutcome, *, gradient_norm: float | None, seconds: float) -> None:
         """Record one step; ``step`` counts from 1 at the start of the job, ``seconds`` is its whole duration."""

@@ -40,6 +40,7 @@ from galvatron_runtime.optimizer import make_optimizer, set_learning_rate
 from galvatron_runtime.pretrained import PretrainedValues, open_weights
 from galvatron_runtime.processes import die_with_parent
 from galvatron_runtime.reports import RUN_DIRECTORY_VARIABLE, attempt, report_failure, run_directory
+from galvatron_runtime.saving import Saver
 from galvatron_runtime.stalls import StallWatch
 from galvatron_runtime.tracing import StepTracer
 
@@ -99,6 +100,7 @@ def train(plan: Plan, training: TrainingSpec, *, directory: Path, stop: "StopReq
     optimizer = make_optimizer(model.parameters_by_name.values(), training.optimizer)
     journal = StepJournal(plan, stage_index=model.stage_index, total_steps=training.steps, meter=meter)
     state = TrainingState(model.parameters_by_name, optimizer)
+    saver = Saver(store, device)
     tracer = StepTracer(directory, rank=dist.get_rank(), stage_index=model.stage_index, device=device)
 
     step = resume(store, state, journal, saved_step)
@@ -115,11 +117,12 @@ def train(plan: Plan, training: TrainingSpec, *, directory: Path, stop: "StopReq
         is_stopping, traced_steps = agree(device, stop.is_requested, tracer.requested_steps())
         journal.step_finished(step, outcome, gradient_norm=gradient_norm, seconds=time.perf_counter() - started)
         tracer.step_finished(agreed_steps=traced_steps)
-        if store and (is_stopping or store.is_due(step)):
-            watch.moved(f"saving the training checkpoint of step {step}")
-            save(store, state, journal, step)
+        watch.moved(f"saving after step {step}")
+        journal.checkpoint_saved(saver.step_finished(state, step, is_last=is_stopping))
         if is_stopping:
             break
+    watch.moved("waiting for the last training checkpoint")
+    journal.checkpoint_saved(saver.wait())
     watch.end()
     tracer.stop()
     return Ending(step, is_complete=step >= training.steps, is_saved=store is not None)
@@ -186,13 +189,6 @@ def resume(store: CheckpointStore | None, state: TrainingState, journal: StepJou
         store.load(state, step)
         journal.resumed(step)
     return step
-
-
-def save(store: CheckpointStore, state: TrainingState, journal: StepJournal, step: int) -> None:
-    """Save a training checkpoint, all ranks together."""
-    started = time.perf_counter()
-    store.save(state, step)
-    journal.checkpoint_saved(step, seconds=time.perf_counter() - started)
 
 
 class StopRequest:

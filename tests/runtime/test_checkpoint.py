@@ -1,6 +1,9 @@
 """Training checkpoints of one process; several processes and other plans are in test_train.py."""
 
 import json
+import os
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from galvatron_runtime.checkpoint import (
     TrainingState,
     complete_steps,
 )
+from galvatron_runtime.saving import Saver
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +38,14 @@ def store(
     *,
     keep_last: int = 2,
     resume: bool = True,
+    in_background: bool = False,
     attempt: int = 0,
     spec: ModelSpec | None = None,
     precision: Precision = Precision.FP32,
 ) -> CheckpointStore:
-    settings = TrainingCheckpoints(directory=str(directory), period_steps=10, keep_last=keep_last, resume=resume)
+    settings = TrainingCheckpoints(
+        directory=str(directory), period_steps=10, keep_last=keep_last, resume=resume, in_background=in_background
+    )
     training = TrainingSpec(
         steps=25,
         optimizer=AdamW(learning_rate=0.1),
@@ -73,6 +80,65 @@ def test_training_goes_on_exactly_where_it_was_saved(tmp_path: Path) -> None:
     resumed = state()
     store(tmp_path, attempt=1).load(resumed, 3)
     assert torch.equal(learn(resumed), learn(unbroken))
+
+
+def test_what_is_saved_in_the_background_is_what_was_there_when_it_began(tmp_path: Path) -> None:
+    learned = state(steps=2)
+    expected = learned.tensors()["model.layers.0.weight"].clone()
+    saver = Saver(store(tmp_path, in_background=True), torch.device("cpu"))
+    assert saver.step_finished(learned, 9, is_last=False) is None
+    assert saver.step_finished(learned, 10, is_last=False) is None
+    learn(learned)
+    saved = saver.wait()
+    assert saved is not None
+    assert saved.step == 10
+    assert saver.wait() is None
+    again = state()
+    store(tmp_path).load(again, 10)
+    assert torch.equal(again.tensors()["model.layers.0.weight"], expected)
+
+
+def test_a_checkpoint_in_the_background_is_told_of_in_the_step_after_it_is_complete(tmp_path: Path) -> None:
+    learned, saver = state(steps=1), Saver(store(tmp_path, in_background=True), torch.device("cpu"))
+    saver.step_finished(learned, 10, is_last=False)
+    deadline = time.monotonic() + 60
+    while (saved := saver.step_finished(learned, 11, is_last=False)) is None:
+        assert time.monotonic() < deadline
+    assert saved.step == 10
+    assert complete_steps(tmp_path) == (10,)
+    saver.step_finished(learned, 20, is_last=False)
+    before = saver.step_finished(learned, 24, is_last=True)
+    assert before is not None
+    assert before.step == 20
+    saver.wait()
+    assert sorted(complete_steps(tmp_path)) == [20, 24]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for one checkpoint."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(tmp_path)], check=True)
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def save_at_once(saver: Saver, learned: TrainingState, step: int) -> None:
+    saver.step_finished(learned, step, is_last=False)
+    saver.wait()
+
+
+@pytest.mark.parametrize("mode", ["Sync", "Async"])
+def test_a_full_disk_is_named_and_the_last_checkpoint_stays(small_disk: Path, mode: str) -> None:
+    saver = Saver(store(small_disk, in_background=mode == "Async"), torch.device("cpu"))
+    save_at_once(saver, state(steps=1), 10)
+    weight = nn.Parameter(torch.zeros(40_000))
+    large = TrainingState({"layers.0.weight": weight}, torch.optim.AdamW([weight], fused=True))
+    with pytest.raises(CheckpointUnusable, match=r"(?i)step 20 cannot be written .*no space left") as caught:
+        save_at_once(saver, large, 20)
+    assert "room for 3 checkpoints" in caught.value.remedy
+    assert {path.name for path in small_disk.iterdir()} == {"step-00000010"}
 
 
 def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
@@ -135,9 +201,16 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         store(tmp_path / "file").save(state(steps=1), 10)
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "plan.json"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "gone"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str, damage: str) -> None:
     store(tmp_path).save(state(steps=1), 10)
-    for file in (tmp_path / "step-00000010").glob("*.distcp"):
-        file.write_bytes(b"")
-    with pytest.raises(CheckpointUnusable, match="step-00000010 cannot be read"):
+    file = tmp_path / "step-00000010" / name
+    content = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    with pytest.raises(CheckpointUnusable, match="step-00000010 cannot be read") as caught:
         store(tmp_path).load(state(), 10)
+    assert "delete this checkpoint" in caught.value.remedy

@@ -34,8 +34,14 @@ PLAN = two_device_plan("dp2 fsdp2-ckpt tp2 dp2")
 OTHER_PLAN = two_device_plan("single single", "single-ckpt single")
 
 
-def training(checkpoints: Path | None, *, steps: int = STEPS, data: DataSource | None = None) -> TrainingSpec:
-    settings = TrainingCheckpoints(directory=str(checkpoints), period_steps=PERIOD) if checkpoints else None
+def training(
+    checkpoints: Path | None, *, steps: int = STEPS, data: DataSource | None = None, in_background: bool = False
+) -> TrainingSpec:
+    settings = (
+        TrainingCheckpoints(directory=str(checkpoints), period_steps=PERIOD, in_background=in_background)
+        if checkpoints
+        else None
+    )
     return TrainingSpec(
         steps=steps,
         optimizer=AdamW(learning_rate=1e-3, warmup_steps=20),
@@ -93,6 +99,16 @@ def test_a_run_that_was_stopped_saves_and_goes_on_as_if_nothing_had_been(
     assert 1 <= stopped.progress.last_checkpoint_step < STEPS
     with supervised(tmp_path, PLAN, what, attempt=1) as run:
         assert final_loss(run) == unbroken[0]
+
+
+def test_checkpoints_in_the_background_change_nothing(unbroken: tuple[float, Path], tmp_path: Path) -> None:
+    what = training(tmp_path / "checkpoints", in_background=True)
+    with supervised(tmp_path, PLAN, what) as run:
+        run.wait_for_first_step()
+        run.stop()
+        assert run.wait_for_exit() == 75
+    with supervised(tmp_path, OTHER_PLAN, what, attempt=1) as run:
+        assert final_loss(run) == pytest.approx(unbroken[0], rel=1e-9)
 
 
 def test_a_checkpoint_is_resumed_under_another_plan(unbroken: tuple[float, Path], tmp_path: Path) -> None:

@@ -9,7 +9,15 @@ from pydantic import AwareDatetime, ConfigDict, Field, ValidationError, model_va
 
 from galvatron_operator.api.checks import check_name, check_spec, check_volumes
 from galvatron_operator.api.models import model_of
-from galvatron_operator.api.spec import BinType, DatasetSource, PipelineSchedule, Resume, Spec, SpecValue
+from galvatron_operator.api.spec import (
+    BinType,
+    CheckpointMode,
+    DatasetSource,
+    PipelineSchedule,
+    Resume,
+    Spec,
+    SpecValue,
+)
 from galvatron_planner.cluster import Cluster, DeviceKind
 from galvatron_planner.errors import InvalidInput
 from galvatron_planner.model import ModelSpec, Precision
@@ -196,7 +204,21 @@ def _checkpoints(job: GalvatronJob, root: str) -> TrainingCheckpoints | None:
         period_steps=checkpoint.period_steps,
         keep_last=checkpoint.keep_last,
         resume=checkpoint.resume is Resume.LATEST,
+        in_background=_saves_in_background(checkpoint.mode, job.cluster.device_kind),
     )
+
+
+def _saves_in_background(mode: CheckpointMode, device_kind: DeviceKind) -> bool:
+    match mode:
+        case CheckpointMode.AUTO:
+            # On CPU the copy would count as much as the states themselves.
+            return device_kind is DeviceKind.CUDA
+        case CheckpointMode.ASYNC:
+            return True
+        case CheckpointMode.SYNC:
+            return False
+        case _:
+            assert_never(mode)
 
 
 def _refusal(error: ValidationError) -> InvalidInput:

@@ -303,6 +303,14 @@ class Resume(StrEnum):
     NEVER = "Never"
 
 
+class CheckpointMode(StrEnum):
+    """Whether training goes on while a checkpoint is written."""
+
+    AUTO = "Auto"
+    ASYNC = "Async"
+    SYNC = "Sync"
+
+
 class Checkpoint(SpecValue):
     """``spec.checkpoint``; the volume is needed in a cluster only."""
 
@@ -311,6 +319,7 @@ class Checkpoint(SpecValue):
     period_steps: int = Field(ge=1, le=1_000_000_000)
     keep_last: int = Field(default=2, ge=1, le=1000)
     resume: Resume = Resume.LATEST
+    mode: CheckpointMode = CheckpointMode.AUTO
 
 
 class FailurePolicy(SpecValue):

@@ -1,0 +1,109 @@
+"""Started by torchrun: save a training checkpoint under every plan of a folder and load it under every one.
+
+    resume_plans.py FOLDER
+
+reads ``FOLDER/<case>.plan.json`` and writes ``FOLDER/result.json``: pairs, tensors compared, and what differed.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from galvatron_planner.cluster import DeviceKind
+from galvatron_planner.plan import Plan
+from galvatron_planner.training import AdamW, SyntheticData, TrainingCheckpoints, TrainingSpec
+from galvatron_runtime.apply import apply
+from galvatron_runtime.checkpoint import CheckpointStore, TrainingState
+from galvatron_runtime.data import Batch
+from galvatron_runtime.mesh import finish, start_process_groups
+from galvatron_runtime.optimizer import make_optimizer
+from runtime import train_plans
+
+OPTIMIZER = AdamW(learning_rate=1e-2)
+CPU = torch.device("cpu")
+
+
+def main(folder: Path) -> None:
+    """Save under all plans, then load all under all."""
+    torch.set_num_threads(1)
+    start_process_groups(DeviceKind.CPU, timeout_seconds=60)
+    plans = {file.name.removesuffix(".plan.json"): read(file) for file in sorted(folder.glob("*.plan.json"))}
+    saved = {case: save(plan, folder / case) for case, plan in plans.items()}
+    started, wrong, num_tensors = time.monotonic(), [], 0
+    for here, plan in plans.items():
+        state = fresh(plan, seed=train_plans.SEED + 1)
+        for there, expected in saved.items():
+            store(plan, folder / there).load(state, 1)
+            for name, value in whole(state).items():
+                num_tensors += 1
+                if not torch.equal(value, expected[name]):
+                    wrong.append(f"{name} of {there} under {here} on rank {dist.get_rank()}")
+        tell(f"{here}: resumed the checkpoints of all {len(plans)} plans")
+    told: list[list[str]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(told, wrong)
+    if dist.get_rank() == 0:
+        result = {
+            "pairs": len(plans) ** 2,
+            "tensors": num_tensors,
+            "wrong": [one for rank in told for one in rank],
+            "seconds": time.monotonic() - started,
+        }
+        (folder / "result.json").write_text(json.dumps(result))
+    finish()
+
+
+def read(file: Path) -> Plan:
+    """Read a plan."""
+    return Plan.from_json(file.read_text())
+
+
+def store(plan: Plan, directory: Path) -> CheckpointStore:
+    """Where a plan's checkpoint goes."""
+    settings = TrainingCheckpoints(directory=str(directory), period_steps=1)
+    training = TrainingSpec(
+        steps=1, optimizer=OPTIMIZER, gradient_clip_norm=0, seed=1, data=SyntheticData(), checkpoints=settings
+    )
+    return CheckpointStore(settings, plan, training, attempt=0)
+
+
+def fresh(plan: Plan, *, seed: int) -> TrainingState:
+    """This rank's part of a model that has learned nothing."""
+    named = apply(plan, seed=seed, device=CPU).parameters_by_name
+    return TrainingState(named, make_optimizer(named.values(), OPTIMIZER))
+
+
+def save(plan: Plan, directory: Path) -> Mapping[str, Tensor]:
+    """Make a step, save, and give all values of all ranks."""
+    model = apply(plan, seed=train_plans.SEED, device=CPU)
+    optimizer = make_optimizer(model.parameters_by_name.values(), OPTIMIZER)
+    batch = train_plans.samples(plan.model, plan.global_batch_size, 0)
+    model.run_step(lambda i, j: Batch(tuple(one[i:j] for one in batch.inputs), batch.targets[i:j]))
+    optimizer.step()
+    state = TrainingState(model.parameters_by_name, optimizer)
+    store(plan, directory).save(state, 1)
+    of_ranks: list[Mapping[str, Tensor]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, whole(state))
+    tell(f"{plan.summary}: saved")
+    return {name: value for values in of_ranks for name, value in values.items()}
+
+
+def whole(state: TrainingState) -> Mapping[str, Tensor]:
+    """All tensors of this rank's layers, and how often they were updated, whole."""
+    counts = {f"step.{name}": state.optimizer.state[p]["step"] for name, p in state.parameters.items()}
+    return {name: train_plans.gather(value) for name, value in {**state.tensors(), **counts}.items()}
+
+
+def tell(text: str) -> None:
+    """Say how far it is."""
+    if dist.get_rank() == 0:
+        print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
