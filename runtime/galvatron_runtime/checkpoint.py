@@ -4,7 +4,7 @@ torch.distributed.checkpoint stores every tensor once, whole or in shards, whate
 it, and cuts it anew for the ranks that load it. A checkpoint is a directory ``step-00000100`` that also holds the plan
 and the training specification. It is written under another name that belongs to the attempt and renamed last: what has
 its name is complete (``.metadata`` exists), and an attempt that was given up cannot spoil the files of its successor.
-The data order needs no state: it follows from the step.
+Of the data it knows how many samples came before, since steps may change their size.
 """
 
 import logging
@@ -14,19 +14,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
+from galvatron_planner.documents import Document
 from galvatron_planner.errors import GalvatronError, InvalidDocument
 from galvatron_planner.plan import Plan
 from galvatron_planner.training import TrainingCheckpoints, TrainingSpec
 
 log = logging.getLogger(__name__)
 
+POSITION_FILE = "position.json"
 PLAN_FILE = "plan.json"
 TRAINING_FILE = "training.json"
 _COMPLETE_NAME = re.compile(r"^step-(\d{8,})$")
@@ -42,6 +46,14 @@ class CheckpointUnusable(GalvatronError):
     """A training checkpoint that cannot be written or read."""
 
 
+class Position(Document):
+    """How much of the data came before a checkpoint."""
+
+    schema_tag: Literal["galvatron/position/v1"] = Field(default="galvatron/position/v1", alias="schema")
+    step: PositiveInt
+    samples: PositiveInt
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingState:
     """What a checkpoint saves of one rank.
@@ -50,10 +62,12 @@ class TrainingState:
         parameters: by global, plan-independent name; DTensors where a layer is split, else plain tensors that are
             equal on all ranks of their layer.
         optimizer: the AdamW that owns them.
+        sample_offset: see ``galvatron_runtime.data.TokenSamples``.
     """
 
     parameters: Mapping[str, nn.Parameter]
     optimizer: torch.optim.AdamW
+    sample_offset: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
         """Name every tensor: ``model.<parameter>``, ``optim.<parameter>.exp_avg`` and ``.exp_avg_sq``.
@@ -124,12 +138,12 @@ class CheckpointStore:
         Raises:
             CheckpointUnusable: when it cannot be written.
         """
-        with self.writing(step) as path:
+        with self.writing(state, step) as path:
             state_dict_saver.save(dict(state.tensors()), checkpoint_id=path)
             self.complete(step)
 
     @contextmanager
-    def writing(self, step: int) -> Iterator[Path]:
+    def writing(self, state: TrainingState, step: int) -> Iterator[Path]:
         """Make the directory in which the checkpoint of ``step`` is written, on all ranks.
 
         Raises:
@@ -137,7 +151,8 @@ class CheckpointStore:
         """
         try:
             if dist.get_rank() == 0:
-                self._prepare(self._partial(step))
+                samples = state.sample_offset + step * self.plan.global_batch_size
+                self._prepare(self._partial(step), Position(step=step, samples=samples))
             dist.barrier()
             yield self._partial(step)
         except (OSError, CheckpointException) as error:
@@ -174,17 +189,33 @@ class CheckpointStore:
             CheckpointUnusable: when it cannot be read.
         """
         path = self.directory / checkpoint_name(step)
-        try:
+        with self._reading(path):
             check_model(path, self.plan)
             state_dict_loader.load(dict(state.tensors()), checkpoint_id=path)
+        state.set_step(step)
+
+    @contextmanager
+    def _reading(self, path: Path) -> Iterator[None]:
+        try:
+            yield
         except (OSError, CheckpointException, InvalidDocument) as error:
             raise CheckpointUnusable(
                 f"training checkpoint {path} cannot be read: {_first_line(error)}",
                 remedy="let every rank read the directory, or delete this checkpoint to go on from an older one",
             ) from error
-        state.set_step(step)
 
-    def _prepare(self, partial: Path) -> None:
+    def sample_offset(self, step: int) -> int:
+        """Tell by how many samples the data before ``step`` differ from as many batches of this plan.
+
+        Raises:
+            CheckpointUnusable: when the checkpoint cannot be read.
+        """
+        path = self.directory / checkpoint_name(step)
+        with self._reading(path):
+            position = Position.from_json((path / POSITION_FILE).read_text())
+        return position.samples - step * self.plan.global_batch_size
+
+    def _prepare(self, partial: Path, position: Position) -> None:
         """Make an empty directory with the documents; what earlier attempts left unfinished goes."""
         self.directory.mkdir(parents=True, exist_ok=True)
         for path in self.directory.iterdir():
@@ -192,6 +223,7 @@ class CheckpointStore:
             if match and int(match[1]) <= self.attempt:
                 shutil.rmtree(path)
         partial.mkdir()
+        (partial / POSITION_FILE).write_text(position.to_json())
         (partial / PLAN_FILE).write_text(self.plan.to_json())
         (partial / TRAINING_FILE).write_text(self.training.to_json())
 

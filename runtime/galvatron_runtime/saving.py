@@ -83,7 +83,7 @@ class Saver:
             store.save(state, step)
             return Saved(step, time.perf_counter() - started)
         before = self.wait()
-        with store.writing(step) as path:
+        with store.writing(state, step) as path:
             answer = state_dict_saver.async_save(
                 dict(state.tensors()), checkpoint_id=path, process_group=self._group, async_stager=self._stager
             )

@@ -99,7 +99,8 @@ def train(plan: Plan, training: TrainingSpec, *, directory: Path, stop: "StopReq
     model = apply(plan, seed=training.seed, device=device, pretrained=None if saved_step else pretrained)
     optimizer = make_optimizer(model.parameters_by_name.values(), training.optimizer)
     journal = StepJournal(plan, stage_index=model.stage_index, total_steps=training.steps, meter=meter)
-    state = TrainingState(model.parameters_by_name, optimizer)
+    offset = store.sample_offset(saved_step) if store and saved_step else 0
+    samples, state = samples.moved(offset), TrainingState(model.parameters_by_name, optimizer, offset)
     saver = Saver(store, device)
     tracer = StepTracer(directory, rank=dist.get_rank(), stage_index=model.stage_index, device=device)
 

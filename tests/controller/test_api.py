@@ -235,6 +235,31 @@ def test_training_checkpoints_lie_in_a_directory_of_the_jobs_name() -> None:
     assert (training.checkpoints.keep_last, training.checkpoints.resume) == (2, False)
 
 
+@pytest.mark.parametrize(
+    ("mode", "resource", "in_background"),
+    [
+        ("Auto", "nvidia.com/gpu", True),
+        ("Auto", "cpu", False),
+        ("Async", "cpu", True),
+        ("Sync", "nvidia.com/gpu", False),
+    ],
+)
+def test_checkpoints_are_written_in_the_background_where_memory_allows(
+    mode: str,
+    resource: str,
+    in_background: bool,  # noqa: FBT001 -- a case
+) -> None:
+    checkpoint = {"periodSteps": 5, "mode": mode}
+    training = specification(job({"spec.checkpoint": checkpoint, "spec.budget.resourceName": resource}))
+    assert training.checkpoints is not None
+    assert training.checkpoints.in_background is in_background
+
+
+def test_ranks_know_how_long_nothing_may_move() -> None:
+    training = specification(job({"spec.failurePolicy": {"progressDeadlineSeconds": 77}}))
+    assert training.progress_deadline_seconds == 77
+
+
 def test_weights_lie_in_their_volume() -> None:
     weights = {"path": "llama/7b", "volume": {"claimName": "models"}}
     assert specification(job({"spec.training.initialWeights": weights})).initial_weights == "/weights/llama/7b"

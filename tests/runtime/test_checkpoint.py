@@ -5,6 +5,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,17 @@ def test_what_an_earlier_attempt_left_unfinished_is_removed_and_a_later_one_is_l
     assert {path.name for path in tmp_path.iterdir()} == {"step-00000010", ".step-00000010.attempt-2"}
 
 
+def test_data_go_on_where_they_were_whatever_the_size_of_a_batch(tmp_path: Path) -> None:
+    batch_size = store(tmp_path).plan.global_batch_size
+    store(tmp_path).save(state(steps=1), 10)
+    assert store(tmp_path).sample_offset(10) == 0
+    larger = replace(store(tmp_path), plan=builders.plan("dp4", global_batch_size=2 * batch_size))
+    offset = larger.sample_offset(10)
+    assert offset + 10 * 2 * batch_size == 10 * batch_size
+    larger.save(replace(state(steps=1), sample_offset=offset), 15)
+    assert store(tmp_path).sample_offset(15) + 15 * batch_size == 10 * batch_size + 5 * 2 * batch_size
+
+
 def test_plan_and_training_stand_beside_the_tensors(tmp_path: Path) -> None:
     store(tmp_path).save(state(steps=1), 10)
     assert json.loads((tmp_path / "step-00000010" / "plan.json").read_text())["schema"] == "galvatron/plan/v1"
@@ -201,7 +213,12 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         store(tmp_path / "file").save(state(steps=1), 10)
 
 
-@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "plan.json"])
+def resume(where: CheckpointStore) -> None:
+    where.sample_offset(10)
+    where.load(state(), 10)
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "plan.json", "position.json"])
 @pytest.mark.parametrize("damage", ["empty", "cut", "gone"])
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str, damage: str) -> None:
     store(tmp_path).save(state(steps=1), 10)
@@ -212,5 +229,5 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str, damage: str) -
     else:
         file.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
     with pytest.raises(CheckpointUnusable, match="step-00000010 cannot be read") as caught:
-        store(tmp_path).load(state(), 10)
+        resume(store(tmp_path))
     assert "delete this checkpoint" in caught.value.remedy

@@ -73,6 +73,16 @@ def test_epochs_have_orders_of_their_own(tmp_path: Path) -> None:
     assert sorted(first) == sorted(second)
 
 
+def test_steps_of_another_size_go_on_with_the_next_sample(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.npy", np.arange(401))
+    before, after = opened(path, batch_size=8), opened(path, batch_size=12)
+    seen = [
+        *(before.samples(step, 0, 8) for step in range(5)),
+        *(after.moved(-20).samples(s, 0, 12) for s in range(5, 10)),
+    ]
+    assert sorted(torch.cat([batch.inputs[0][:, 0] for batch in seen]).tolist()) == list(range(0, 400, 4))
+
+
 def test_reading_ahead_gives_the_same_samples(tmp_path: Path) -> None:
     samples = opened(saved(tmp_path / "a.npy", np.arange(400)))
     for step, (first, last) in [(0, (0, 4)), (1, (0, 4)), (1, (4, 8)), (2, (0, 4)), (2, (4, 8)), (7, (0, 4))]:

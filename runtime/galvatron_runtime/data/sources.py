@@ -1,7 +1,7 @@
 """What samples are drawn from: files of tokens, or nothing at all."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -27,12 +27,15 @@ class TokenSamples:
         model: what reads them.
         seed: of the order.
         batch_size: samples of a step.
+        offset: samples before step 0, counted from where the data begin; earlier steps may have been of another size,
+            so that fewer came before a step than its number times the batch size, and this is negative.
     """
 
     files: tuple[TokenArray, ...]
     model: ModelSpec
     seed: int
     batch_size: int
+    offset: int = 0
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
@@ -47,7 +50,7 @@ class TokenSamples:
     def order(self, step: int, first: int, last: int) -> NDArray[np.int64]:
         """Tell which windows these samples are."""
         size = int(self.ends[-1])
-        numbers = step * self.batch_size + np.arange(first, last, dtype=np.int64)
+        numbers = self.offset + step * self.batch_size + np.arange(first, last, dtype=np.int64)
         windows = np.empty_like(numbers)
         for epoch in np.unique(numbers // size):
             inside = numbers // size == epoch
@@ -77,6 +80,10 @@ class PrefetchedSamples:
         self._step = 0
         self._reads: dict[tuple[int, int, int], Future[Batch]] = {}
 
+    def moved(self, offset: int) -> "PrefetchedSamples":
+        """Read from another place on: see :attr:`TokenSamples.offset`."""
+        return PrefetchedSamples(replace(self.source, offset=offset))
+
     def samples(self, step: int, first: int, last: int) -> Batch:
         """Give samples ``first`` to ``last`` (excluded) of the global batch of ``step``, and begin with the next's."""
         if step != self._step:
@@ -100,6 +107,10 @@ class SyntheticSamples:
 
     model: ModelSpec
     seed: int
+
+    def moved(self, offset: int) -> "SyntheticSamples":  # noqa: ARG002 -- as sources with places do
+        """Draw on: there are no places."""
+        return self
 
     def samples(self, step: int, first: int, last: int) -> Batch:
         """Draw samples ``first`` to ``last`` (excluded) of the global batch of ``step``."""
