@@ -58,7 +58,18 @@ class TokenFiles(Value):
     bin_type: Literal["uint16", "uint32"] = "uint16"
 
 
-DataSource = Annotated[SyntheticData | PythonDocs | TextFiles | TokenFiles, Field(discriminator="source")]
+class ImageFolder(Value):
+    """Images in folders, one for each class.
+
+    Attributes:
+        path: the directory of the folders; classes are counted in the order of their names.
+    """
+
+    source: Literal["images"] = "images"
+    path: str
+
+
+DataSource = Annotated[SyntheticData | PythonDocs | TextFiles | TokenFiles | ImageFolder, Field(discriminator="source")]
 
 
 class TrainingCheckpoints(Value):

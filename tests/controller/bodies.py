@@ -59,6 +59,10 @@ WRONG: dict[str, tuple[str, Changes]] = {
         "spec.training.dataset.source",
         {"spec.model": {"preset": "vit-huge-32"}, "spec.training.dataset": {"source": "PythonDocs"}},
     ),
+    "images for a model that reads text": (
+        "spec.training.dataset.source",
+        {"spec.training.dataset": {"source": "Images", "path": "a", "volume": {"claimName": "c"}}},
+    ),
     "too few tokens for text": (
         "spec.model.vocabularySize",
         {"spec.model.vocabularySize": 255, "spec.training.dataset": {"source": "PythonDocs"}},

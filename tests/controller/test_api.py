@@ -22,7 +22,7 @@ from galvatron_planner.errors import InvalidInput
 from galvatron_planner.model import ModelSpec, Precision
 from galvatron_planner.presets import PRESETS
 from galvatron_planner.problem import Schedule, SearchDimension
-from galvatron_planner.training import PythonDocs, SyntheticData, TextFiles, TokenFiles
+from galvatron_planner.training import ImageFolder, PythonDocs, SyntheticData, TextFiles, TokenFiles
 from galvatron_planner.units import GIB
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -225,6 +225,14 @@ def test_precision_is_the_planners() -> None:
 def test_data_lies_under_its_root(dataset: dict[str, Any], data: object) -> None:
     training = specification(job({"spec.training.dataset": dataset}))
     assert training.data == data
+
+
+def test_images_lie_there_as_well() -> None:
+    changes = {
+        "spec.model": {"preset": "vit-huge-32"},
+        "spec.training.dataset": {"source": "Images", "path": "photos"},
+    }
+    assert specification(job(changes)).data == ImageFolder(path="/data/photos")
 
 
 def test_training_checkpoints_lie_in_a_directory_of_the_jobs_name() -> None:

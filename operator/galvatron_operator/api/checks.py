@@ -195,11 +195,12 @@ def _dataset(spec: Spec) -> Iterator[Finding]:
             f"is {vocabulary}, too small for text, which is read as bytes",
             f"use {BYTE_VOCABULARY} or more, or tokens of the model's own vocabulary with source Tokens",
         )
-    if dataset.source is not DatasetSource.SYNTHETIC and model_of(spec.model).image_size:
+    reads_images, is_images = bool(model_of(spec.model).image_size), dataset.source is DatasetSource.IMAGES
+    if dataset.source is not DatasetSource.SYNTHETIC and reads_images is not is_images:
         yield Finding(
             f"{field}.source",
-            f"is {dataset.source}, and the model reads images",
-            "set it to Synthetic: images from files cannot be read yet",
+            f"is {dataset.source}, and the model reads {'images' if reads_images else 'text'}",
+            f"set it to {'Images' if reads_images else 'Text or Tokens'}, or to Synthetic",
         )
     yield from _files(field, dataset)
 
@@ -210,7 +211,7 @@ def _files(field: str, dataset: Dataset) -> Iterator[Finding]:
     if not dataset.source.is_files:
         if dataset.path is not None or dataset.volume is not None:
             problem = f"has a path or a volume with source {dataset.source}"
-            yield Finding(field, problem, "leave them out, or use Text or Tokens")
+            yield Finding(field, problem, "leave them out, or use Text, Tokens or Images")
         return
     if dataset.path is None:
         yield Finding(f"{field}.path", f"is missing with source {dataset.source}", "name a file or a directory")

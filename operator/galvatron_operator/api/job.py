@@ -25,6 +25,7 @@ from galvatron_planner.problem import BatchRange, Schedule, SearchLimits
 from galvatron_planner.training import (
     AdamW,
     DataSource,
+    ImageFolder,
     PythonDocs,
     SyntheticData,
     TextFiles,
@@ -191,6 +192,8 @@ def _data(job: GalvatronJob, data_root: str) -> DataSource:
         case DatasetSource.TOKENS:
             wide = dataset.bin_type is BinType.UINT32
             return TokenFiles(path=f"{data_root}/{dataset.path}", bin_type="uint32" if wide else "uint16")
+        case DatasetSource.IMAGES:
+            return ImageFolder(path=f"{data_root}/{dataset.path}")
         case _:
             assert_never(dataset.source)
 

@@ -130,11 +130,12 @@ class DatasetSource(StrEnum):
     PYTHON_DOCS = "PythonDocs"
     TEXT = "Text"
     TOKENS = "Tokens"
+    IMAGES = "Images"
 
     @property
     def is_files(self) -> bool:
         """Whether it has a path, and in a cluster a volume."""
-        return self in {DatasetSource.TEXT, DatasetSource.TOKENS}
+        return self in {DatasetSource.TEXT, DatasetSource.TOKENS, DatasetSource.IMAGES}
 
 
 class BinType(StrEnum):

@@ -9,7 +9,8 @@ from typing import assert_never
 import numpy as np
 
 from galvatron_planner.model import ModelSpec
-from galvatron_planner.training import DataSource, PythonDocs, SyntheticData, TextFiles, TokenFiles
+from galvatron_planner.training import DataSource, ImageFolder, PythonDocs, SyntheticData, TextFiles, TokenFiles
+from galvatron_runtime.data.images import open_images
 from galvatron_runtime.data.objectives import targets_per_sample, window_length
 from galvatron_runtime.data.samples import Batch
 from galvatron_runtime.data.sources import (
@@ -50,10 +51,14 @@ def open_samples(source: DataSource, *, model: ModelSpec, seed: int, batch_size:
     """
     if isinstance(source, SyntheticData):
         return SyntheticSamples(model, seed)
-    if model.image_size:
+    if bool(model.image_size) is not isinstance(source, ImageFolder):
         raise UnusableData(
-            f"{describe(source)} is text, and the model reads images",
-            remedy="use synthetic data: it has images as well",
+            f"the model reads {'images' if model.image_size else 'text'}, which {describe(source)} is not",
+            remedy="name data of its kind, or use synthetic data",
+        )
+    if isinstance(source, ImageFolder):
+        return PrefetchedSamples(
+            open_images(source, model=model, seed=seed, batch_size=batch_size, directory=directory)
         )
     files = _files(source, model, directory)
     if not any(num_windows(len(tokens), model) for tokens in files):

@@ -25,6 +25,21 @@ def mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
+def in_epochs(numbers: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
+    """Tell which of ``size`` things comes at each place of a sequence that has all of them once in an epoch.
+
+    Args:
+        numbers: places, counted through all epochs.
+        size: how many things there are.
+        seed: of the orders, one for each epoch.
+    """
+    chosen = np.empty_like(numbers)
+    for epoch in np.unique(numbers // size):
+        inside = numbers // size == epoch
+        chosen[inside] = shuffled(numbers[inside] % size, size, key_of(seed, epoch))
+    return chosen
+
+
 _ROUNDS = 8
 """Of the network: four are enough against an adversary (Luby and Rackoff 1988), small sets need more to look random."""
 

@@ -1,4 +1,4 @@
-"""What samples are drawn from: files of tokens, or nothing at all."""
+"""What samples are drawn from: files of tokens, images, or nothing at all."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galvatron_planner.model import ModelSpec
-from galvatron_runtime.data.draws import draws, key_of, shuffled
+from galvatron_runtime.data.draws import draws, in_epochs
+from galvatron_runtime.data.images import ImageSamples
 from galvatron_runtime.data.objectives import image_batch, random_tokens, text_batch, window_length, window_stride
 from galvatron_runtime.data.samples import Batch
 
@@ -49,13 +50,8 @@ class TokenSamples:
 
     def order(self, step: int, first: int, last: int) -> NDArray[np.int64]:
         """Tell which windows these samples are."""
-        size = int(self.ends[-1])
         numbers = self.offset + step * self.batch_size + np.arange(first, last, dtype=np.int64)
-        windows = np.empty_like(numbers)
-        for epoch in np.unique(numbers // size):
-            inside = numbers // size == epoch
-            windows[inside] = shuffled(numbers[inside] % size, size, key_of(self.seed, epoch))
-        return windows
+        return in_epochs(numbers, int(self.ends[-1]), self.seed)
 
     def _window(self, number: np.int64) -> NDArray[np.int64]:
         file = int(np.searchsorted(self.ends, number, side="right"))
@@ -74,7 +70,7 @@ class PrefetchedSamples:
     It has state because what a rank asks for in a step is known only from the step before.
     """
 
-    def __init__(self, source: TokenSamples) -> None:
+    def __init__(self, source: TokenSamples | ImageSamples) -> None:
         self.source = source
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="samples")
         self._step = 0

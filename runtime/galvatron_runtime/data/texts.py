@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import assert_never
 
 from galvatron_planner.errors import GalvatronError
-from galvatron_planner.training import DataSource, PythonDocs, SyntheticData, TextFiles, TokenFiles
+from galvatron_planner.training import DataSource, ImageFolder, PythonDocs, SyntheticData, TextFiles, TokenFiles
 from galvatron_runtime.data.node_files import node_file
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,8 @@ def describe(source: DataSource) -> str:
             return f"text {source.path!r}"
         case TokenFiles():
             return f"{source.path!r}"
+        case ImageFolder():
+            return f"the folder of images {source.path!r}"
         case PythonDocs():
             return "the documentation of Python's standard library"
         case SyntheticData():
