@@ -9,6 +9,12 @@ _ECHOES = {ExitClass.STALLED: 1, ExitClass.COMMUNICATION: 2}
 """What may only follow from the failure of another rank, in the order in which it is believed."""
 
 
+_STALL_ADVICE = (
+    "the stacks of all threads stand in the ranks' logs; where a step, loading or saving may take longer, raise"
+    " spec.failurePolicy.progressDeadlineSeconds"
+)
+
+
 def pod_progress(reports: Sequence[RankReport]) -> Progress | None:
     """How far a pod has come: its first rank's words, with the memory of its fullest device."""
     if not reports:
@@ -62,7 +68,7 @@ def _stalled(failures: Sequence[WorkerFailure], silent: list[int]) -> str:
     lines = [f"ranks {ranks}: {message}" for message, ranks in sorted(places.items(), key=lambda one: len(one[1]))]
     if silent:
         lines.insert(0, f"ranks {silent} say nothing: stopped, or stuck where Python cannot answer")
-    return "\n".join([*lines, "the stacks of all threads stand in the ranks' logs"])
+    return "\n".join([*lines, _STALL_ADVICE])
 
 
 def lost_attempt(*, now: float) -> WorkerFailure:

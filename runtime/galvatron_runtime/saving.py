@@ -59,7 +59,14 @@ class Saver:
             self._group = dist.new_group(backend="gloo")
             is_cuda = device.type == "cuda"
             # Pinned memory is kept for the next time, or every copy would be as slow as the first.
-            self._stager = DefaultStager(StagingOptions(is_cuda, False, False, is_cuda))  # noqa: FBT003 -- torch
+            self._stager = DefaultStager(
+                StagingOptions(
+                    use_pinned_memory=is_cuda,
+                    use_shared_memory=False,
+                    use_async_staging=False,
+                    use_non_blocking_copy=is_cuda,
+                )
+            )
 
     def step_finished(self, state: TrainingState, step: int, *, is_last: bool) -> Saved | None:
         """Save, or begin to, when it is due after ``step``; one that is under way comes first.

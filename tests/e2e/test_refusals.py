@@ -36,7 +36,7 @@ def test_the_api_server_refuses_a_wrong_spec_and_names_the_field(
 @pytest.mark.usefixtures("measured_run")
 def test_a_job_that_cannot_fit_says_what_would(kubectl: Kubectl, example: Manifest) -> None:
     name = "too-large"
-    kubectl.apply({**changed(example, "spec.budget.memoryPerGPU", "12Mi"), "metadata": {"name": name}})
+    kubectl.apply({**changed(example, "spec.budget.memoryPerGPU", "5Mi"), "metadata": {"name": name}})
     refused = wait_until("the plan is refused", 180, lambda: refusal_of(kubectl, name))
     assert refused["reason"] == "NoFeasiblePlan"
     assert re.search(r"the smallest needs .* use devices with \d+Mi of memory", refused["message"])
