@@ -76,7 +76,6 @@ class StepJournal:
         self._busy_seconds += outcome.busy_seconds
         self._wait_seconds += outcome.wait_seconds
         self._last = LastStep(step, outcome, gradient_norm, ended_at=time.time())
-        self._check_memory()
         now = time.monotonic()
         is_end = self._num_steps == 1 or step == self._total_steps
         if is_end or now - self._reported_at >= REPORT_INTERVAL_SECONDS:
@@ -86,9 +85,9 @@ class StepJournal:
             self._logged_at = now
             log.info("step finished", extra={"step": step, "loss": outcome.loss, "seconds": round(seconds, 4)})
 
-    def _check_memory(self) -> None:
+    def _check_memory(self, peak: int) -> None:
         """Warn once of a device that holds more than it was given."""
-        peak, budget = self._meter.peak_bytes(), self._plan.cluster.device_memory_bytes
+        budget = self._plan.cluster.device_memory_bytes
         if peak <= budget or self._is_over_budget:
             return
         self._is_over_budget = True
@@ -105,9 +104,11 @@ class StepJournal:
 
     def _report_now(self) -> None:
         if self._last is not None:
-            report(self._progress(self._last), self._figures(self._last))
+            peak = self._meter.peak_bytes()
+            self._check_memory(peak)
+            report(self._progress(self._last, peak), self._figures(self._last, peak))
 
-    def _progress(self, last: LastStep) -> Progress:
+    def _progress(self, last: LastStep, peak: int) -> Progress:
         samples_per_second = len(self._durations) * self._plan.global_batch_size / sum(self._durations)
         return Progress(
             activity="training",
@@ -117,11 +118,11 @@ class StepJournal:
             step_seconds=median(self._durations),
             samples_per_second=samples_per_second,
             tokens_per_second=samples_per_second * self._plan.model.sequence_length,
-            peak_bytes=self._meter.peak_bytes(),
+            peak_bytes=peak,
             last_checkpoint_step=self._checkpoint_step,
         )
 
-    def _figures(self, last: LastStep) -> TrainingFigures:
+    def _figures(self, last: LastStep, peak: int) -> TrainingFigures:
         samples = self._num_steps * self._plan.global_batch_size
         return TrainingFigures(
             stage=self._stage_index,
@@ -136,7 +137,7 @@ class StepJournal:
             busy_seconds=self._busy_seconds,
             wait_seconds=self._wait_seconds,
             model_flops_per_sample=sample_flops(self._plan),
-            peak_bytes=self._meter.peak_bytes(),
+            peak_bytes=peak,
             predicted_step_seconds=self._plan.estimate.step_seconds,
             predicted_peak_bytes=self._plan.estimate.stage_peak_bytes[self._stage_index],
             checkpoint_seconds=self._checkpoint_seconds,

@@ -51,13 +51,13 @@ class MemoryMeter:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) + self._bytes_outside_allocator()
         # The system keeps no peak without files; their pages hardly come and go, so those of now were there then.
-        return max(0, _resident_bytes("VmHWM") - _resident_bytes("RssFile") - self.idle_bytes)
+        return max(0, _own_bytes("VmHWM") - self.idle_bytes)
 
     def current_bytes(self) -> int:
         """Memory held now, above an idle process."""
         if self.device.type == "cuda":
             return torch.cuda.memory_allocated(self.device) + self._bytes_outside_allocator()
-        return max(0, _own_bytes() - self.idle_bytes)
+        return max(0, _own_bytes("VmRSS") - self.idle_bytes)
 
     def _bytes_outside_allocator(self) -> int:
         free, total = torch.cuda.mem_get_info(self.device)
@@ -76,7 +76,7 @@ def idle_meter(device: torch.device) -> MemoryMeter:
         torch.cuda.empty_cache()
         return MemoryMeter(device, idle_bytes=0)
     return_freed_memory()
-    return MemoryMeter(device, idle_bytes=_own_bytes())
+    return MemoryMeter(device, idle_bytes=_own_bytes("VmRSS"))
 
 
 def return_freed_memory() -> None:
@@ -103,15 +103,9 @@ def _run_tiny_step(device: torch.device) -> None:
     torch.optim.AdamW([*table.parameters(), *product.parameters()], fused=True).step()
 
 
-def _own_bytes() -> int:
-    """Memory of this process now, pages of files apart."""
-    return _resident_bytes("VmRSS") - _resident_bytes("RssFile")
-
-
-def _resident_bytes(field: str) -> int:
-    """Read ``VmRSS`` (now), ``VmHWM`` (its peak) or ``RssFile`` (its pages of files) of this process."""
-    for line in _STATUS.read_text().splitlines():
-        name, _, rest = line.partition(":")
-        if name == field:
-            return int(rest.split()[0]) * 1024
-    raise AssertionError(f"{_STATUS} has no {field}")  # Linux always writes both
+def _own_bytes(field: str) -> int:
+    """Read ``VmRSS`` (now) or ``VmHWM`` (peak) of this process, without the pages of files that it has now."""
+    pairs = (line.partition(":") for line in _STATUS.read_text().splitlines())
+    values = {name: rest for name, _, rest in pairs}
+    # Linux always writes both, in kB.
+    return (int(values[field].split()[0]) - int(values["RssFile"].split()[0])) * 1024

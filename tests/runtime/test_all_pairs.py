@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import builders
 from galvatron_planner.model import Family
+from supervision import torchrun
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -38,7 +38,7 @@ def test_every_checkpoint_resumes_under_every_plan(tmp_path: Path) -> None:
         (tmp_path / f"{case}.plan.json").write_text(plan.to_json())
     script = Path(__file__).with_name("resume_plans.py")
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", script, tmp_path],
+        torchrun(4, str(script), str(tmp_path)),
         check=True,
         timeout=600,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},

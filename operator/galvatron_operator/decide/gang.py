@@ -15,9 +15,9 @@ from galvatron_planner.units import format_quantity
 from galvatron_planner.worker import Progress, WorkerState, WorkerStatus
 
 CLOCK_SECONDS = 60.0
+"""Clocks of API server and operator may differ by this much before a pod is taken for a replacement."""
 OWN_WORDS_SECONDS = 30.0
 """How much longer the operator waits for a step than the ranks do."""
-"""Clocks of API server and operator may differ by this much before a pod is taken for a replacement."""
 
 
 @dataclass(frozen=True, slots=True)

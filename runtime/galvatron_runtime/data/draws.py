@@ -25,18 +25,23 @@ def mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def in_epochs(numbers: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
+def numbers(keys: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
+    """Draw [rows, length] 64-bit numbers, each row from its key."""
+    return mix(np.add.outer(keys, np.arange(length, dtype=np.uint64)))
+
+
+def in_epochs(places: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
     """Tell which of ``size`` things comes at each place of a sequence that has all of them once in an epoch.
 
     Args:
-        numbers: places, counted through all epochs.
+        places: counted through all epochs.
         size: how many things there are.
         seed: of the orders, one for each epoch.
     """
-    chosen = np.empty_like(numbers)
-    for epoch in np.unique(numbers // size):
-        inside = numbers // size == epoch
-        chosen[inside] = shuffled(numbers[inside] % size, size, key_of(seed, epoch))
+    chosen = np.empty_like(places)
+    for epoch in np.unique(places // size):
+        inside = places // size == epoch
+        chosen[inside] = shuffled(places[inside] % size, size, key_of(seed, epoch))
     return chosen
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from galvatron_planner.model import ModelSpec
 from galvatron_planner.training import ImageFolder
-from galvatron_runtime.data.draws import draws, in_epochs, mix
+from galvatron_runtime.data.draws import draws, in_epochs, numbers
 from galvatron_runtime.data.node_files import node_file
 from galvatron_runtime.data.samples import Batch
 from galvatron_runtime.data.texts import UnusableData
@@ -78,16 +78,16 @@ def read_image(path: Path, side: int, key: np.uint64) -> NDArray[np.float32]:
     Raises:
         UnusableData: when it is none.
     """
-    left, mirrored = mix(key + np.arange(5, dtype=np.uint64)) / 2.0**64, mix(np.array([key]))[0] % np.uint64(2)
+    (drawn,) = numbers(np.array([key]), 4)
     try:
         with Image.open(path) as image:
-            box = _part(image.size, left)
+            box = _part(image.size, drawn / 2.0**64)
             part = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC, box=box)
     # Pillow's own errors are of both kinds.
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UnusableData(f"cannot read the image {path}: {error}", remedy="remove or replace it") from error
     values = np.asarray(part, dtype=np.float32).transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
-    return np.ascontiguousarray(values[:, :, ::-1] if mirrored else values)
+    return np.ascontiguousarray(values[:, :, ::-1] if drawn[0] % np.uint64(2) else values)
 
 
 def _part(size: tuple[int, int], drawn: NDArray[np.float64]) -> tuple[float, float, float, float]:
@@ -101,7 +101,7 @@ def _part(size: tuple[int, int], drawn: NDArray[np.float64]) -> tuple[float, flo
 
 
 def open_images(source: ImageFolder, *, model: ModelSpec, seed: int, batch_size: int, directory: Path) -> ImageSamples:
-    """List the images of a folder; processes of a node that want them too wait for the first.
+    """List the images of a folder, once per node.
 
     Raises:
         UnusableData: when there are none, or more classes than the model knows, or one that cannot be read.
@@ -113,20 +113,19 @@ def open_images(source: ImageFolder, *, model: ModelSpec, seed: int, batch_size:
             f"{root} has {len(names)} classes, the model knows {model.vocabulary_size}",
             remedy=f"set spec.model.vocabularySize to {len(names)}",
         )
-    with node_file(
-        directory, ".images", key=source.model_dump_json(), files=[root / name for name in names]
-    ) as listing:
-        if not listing.exists():
-            found = [line for name in names for line in _images(root, name)]
-            if not found:
-                raise UnusableData(f"{root} has no {', '.join(sorted(SUFFIXES))} files", remedy="put images into it")
-            temporary = listing.with_suffix(f".{os.getpid()}")
-            temporary.write_bytes(b"\n".join(found))
-            temporary.replace(listing)
-            log.info("images listed", extra={"num_classes": len(names), "num_images": len(found)})
+
+    def make(path: Path) -> None:
+        found = [line for name in names for line in _images(root, name)]
+        if not found:
+            raise UnusableData(f"{root} has no {', '.join(sorted(SUFFIXES))} files", remedy="put images into it")
+        path.write_bytes(b"\n".join(found))
+        log.info("images listed", extra={"num_classes": len(names), "num_images": len(found)})
+
+    folders = [root / name for name in names]
+    listing = node_file(directory, ".images", key=source.model_dump_json(), files=folders, make=make)
     files = np.array(listing.read_bytes().split(b"\n"))
-    numbers = {os.fsencode(name): number for number, name in enumerate(names)}
-    classes = np.array([numbers[file.partition(b"/")[0]] for file in files.tolist()], dtype=np.int64)
+    class_of = {os.fsencode(name): number for number, name in enumerate(names)}
+    classes = np.array([class_of[file.partition(b"/")[0]] for file in files.tolist()], dtype=np.int64)
     return ImageSamples(root, files, classes, model, seed, batch_size)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from galvatron_planner.model import Family, ModelSpec
 from galvatron_runtime.blocks.ends import IGNORED_TARGET
-from galvatron_runtime.data.draws import mix
+from galvatron_runtime.data.draws import mix, numbers
 from galvatron_runtime.data.samples import Batch
 
 MASKED_SHARE = 0.15
@@ -73,7 +73,7 @@ def _masked(model: ModelSpec, windows: NDArray[np.int64], keys: NDArray[np.uint6
 
     The mask is the last token of the vocabulary.
     """
-    draws = _numbers(keys, model.sequence_length)
+    draws = numbers(keys, model.sequence_length)
     chosen = np.argsort(draws, axis=1, kind="stable")[:, : targets_per_sample(model)]
     originals = np.take_along_axis(windows, chosen, axis=1)
     fate = mix(np.take_along_axis(draws, chosen, axis=1))
@@ -104,16 +104,11 @@ def image_batch(model: ModelSpec, keys: NDArray[np.uint64]) -> Batch:
 
 def random_images(side: int, keys: NDArray[np.uint64]) -> Tensor:
     """Draw images [rows, 3, side, side] of values between -1 and 1, each from its key."""
-    values = _numbers(keys, 3 * side**2)
+    values = numbers(keys, 3 * side**2)
     values_24_bits = (values >> np.uint64(40)).astype(np.float32)
     return torch.from_numpy(values_24_bits / np.float32(1 << 23) - 1).view(len(keys), 3, side, side)
 
 
 def random_tokens(vocabulary_size: int, length: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Draw tokens [rows, length], each row from its key."""
-    return (_numbers(keys, length) % np.uint64(vocabulary_size)).astype(np.int64)
-
-
-def _numbers(keys: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
-    """Draw [rows, length] 64-bit numbers, each row from its key."""
-    return mix(np.add.outer(keys, np.arange(length, dtype=np.uint64)))
+    return (numbers(keys, length) % np.uint64(vocabulary_size)).astype(np.int64)

@@ -2,7 +2,6 @@
 
 import ast
 import logging
-import os
 import sysconfig
 import warnings
 from collections.abc import Iterator, Sequence
@@ -35,20 +34,15 @@ class UnusableData(GalvatronError):
 
 
 def token_file(source: PythonDocs | TextFiles, directory: Path) -> Path:
-    """Find the token file of a source, or make it; processes of a node that want it too wait for the first."""
+    """Find the token file of a source, or make it."""
     files = _python_sources() if isinstance(source, PythonDocs) else _text_files(Path(source.path))
-    with node_file(directory, ".tokens", key=source.model_dump_json(), files=files) as path:
-        if not path.exists():
-            _write_tokens(path, _documentation(files) if isinstance(source, PythonDocs) else _contents(files))
-            log.info("token file written", extra={"source": describe(source), "num_tokens": path.stat().st_size})
-    return path
 
+    def make(path: Path) -> None:
+        with path.open("wb") as file:
+            file.writelines(_documentation(files) if isinstance(source, PythonDocs) else _contents(files))
+        log.info("token file written", extra={"source": describe(source), "num_tokens": path.stat().st_size})
 
-def _write_tokens(path: Path, parts: Iterator[bytes]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.writelines(parts)
-    temporary.replace(path)
+    return node_file(directory, ".tokens", key=source.model_dump_json(), files=files, make=make)
 
 
 def describe(source: DataSource) -> str:

@@ -74,13 +74,14 @@ def check_tokens(source: TokenFiles, files: Sequence[Path], model: ModelSpec, di
     Raises:
         UnusableData: naming file and position of the first one.
     """
-    key = f"{source.model_dump_json()} {model.vocabulary_size}"
-    with node_file(directory, ".checked", key=key, files=files) as seen:
-        if seen.exists():
-            return
+
+    def check(seen: Path) -> None:
         count = sum(_check_file(path, map_tokens(path, source), model.vocabulary_size) for path in files)
         seen.touch()
-    log.info("token files checked", extra={"source": source.path, "num_files": len(files), "num_tokens": count})
+        log.info("token files checked", extra={"source": source.path, "num_files": len(files), "num_tokens": count})
+
+    key = f"{source.model_dump_json()} {model.vocabulary_size}"
+    node_file(directory, ".checked", key=key, files=files, make=check)
 
 
 def _check_file(path: Path, tokens: TokenArray, vocabulary_size: int) -> int:
