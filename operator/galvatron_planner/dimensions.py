@@ -133,6 +133,17 @@ def _held_elements(layer: LayerSpec, tensor_degree: int, shards: int) -> int:
     return sum(_shard_elements(parameter, tensor_degree, shards) for parameter in parameters(layer))
 
 
+def shared_elements(layer: LayerSpec, strategy: LayerStrategy) -> int:
+    """Count those of :func:`held_elements` that belong to the table of a whole vocabulary."""
+    return _shared_elements(layer, strategy.tensor_degree, strategy.num_shards)
+
+
+@lru_cache(maxsize=1 << 12)
+def _shared_elements(layer: LayerSpec, tensor_degree: int, shards: int) -> int:
+    tables = (one for one in parameters(layer) if one.name in ("tokens.weight", "projection.weight"))
+    return sum(_shard_elements(table, tensor_degree, shards) for table in tables)
+
+
 def gathered_elements(layer: LayerSpec, strategy: LayerStrategy) -> int:
     """Count the elements of a layer's parameters once they are gathered, padding included."""
     return held_elements(layer, strategy) * strategy.num_shards

@@ -1,6 +1,6 @@
 """THE TABLE family -> layers: the only place that knows what a family's layers look like."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import assert_never
@@ -19,13 +19,12 @@ from galvatron_planner.model import (
     Patches,
     Pooling,
     Positions,
+    Sharing,
 )
 from galvatron_planner.workload import parameters
 
 NUM_CHANNELS = 3
 """Of images."""
-_VOCABULARY_TABLES = frozenset({"tokens.weight", "projection.weight"})
-_DISTANCE_TABLES = frozenset({"relative_bias.weight"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class FamilyRules:
 
     Attributes:
         norm, mlp, positions, bias, query_bias, attention, post_norm: as in :class:`Block`.
-        shared: names of parameters that the published model holds once. Every layer has its own here, as in training.
+        shares_distances: whether the blocks of an encoder or a decoder share one table of distances.
     """
 
     norm: Normalization
@@ -44,11 +43,11 @@ class FamilyRules:
     query_bias: bool = False
     attention: Attention = Attention.CAUSAL
     post_norm: bool = False
-    shared: tuple[frozenset[str], ...] = ()
+    shares_distances: bool = False
 
 
 FAMILIES: dict[Family, FamilyRules] = {
-    # Radford et al. 2019: pre-norm blocks, learned positions. Its tables are shared; ours are not.
+    # Radford et al. 2019: pre-norm blocks, learned positions.
     Family.GPT: FamilyRules(Normalization.LAYER_NORM, Mlp.GELU_TANH, Positions.LEARNED, bias=True),
     # Touvron et al. 2023: RMSNorm, rotary positions, gated feed-forward, no biases.
     Family.LLAMA: FamilyRules(Normalization.RMS_NORM, Mlp.SWIGLU, Positions.ROTARY, bias=False),
@@ -64,7 +63,6 @@ FAMILIES: dict[Family, FamilyRules] = {
         bias=True,
         attention=Attention.FULL,
         post_norm=True,
-        shared=(_VOCABULARY_TABLES,),
     ),
     # Raffel et al. 2020 (arXiv 1910.10683, section 2.1): no biases, norms that only scale, one table of distances.
     Family.T5: FamilyRules(
@@ -73,7 +71,7 @@ FAMILIES: dict[Family, FamilyRules] = {
         Positions.RELATIVE,
         bias=False,
         attention=Attention.FULL,
-        shared=(_VOCABULARY_TABLES, _DISTANCE_TABLES),
+        shares_distances=True,
     ),
     # Dosovitskiy et al. 2021 (arXiv 2010.11929, section 3.1).
     Family.VIT: FamilyRules(Normalization.LAYER_NORM, Mlp.GELU, Positions.LEARNED, bias=True, attention=Attention.FULL),
@@ -125,27 +123,55 @@ def shifted_blocks(model: ModelSpec) -> frozenset[int]:
     return frozenset(shifted)
 
 
-def num_parameters(model: ModelSpec) -> int:
-    """Count a model's parameters as its authors do: what its family shares counts once.
+Place = tuple[int, str]
+"""A layer's number, and the name of one of its parameters."""
 
-    Layers hold (and are planned with) copies of their own, as the stages of a pipeline must: their sum is larger.
+
+@lru_cache(maxsize=64)
+def copies(model: ModelSpec) -> Mapping[Place, Place]:
+    """Map every parameter that is a copy to the one that it is a copy of, in the order of the layers.
+
+    The stages of a pipeline hold a copy each of what the model holds once: the table of tokens, and T5's tables of
+    distances.
     """
-    shared = FAMILIES[model.family].shared
-    total, counted = 0, set()
-    for layer in layers(model):
-        # T5's encoder and decoder have a table of distances each.
-        stack = layer.attention if isinstance(layer, Block) else None
-        for parameter in parameters(layer):
-            group = next((names for names in shared if parameter.name in names), None)
-            if group is None or (group, stack) not in counted:
-                total += parameter.num_elements
-            counted.add((group, stack))
-    return total
+    found: dict[Place, Place] = {}
+    firsts: dict[str, Place] = {}
+    for index, layer in enumerate(layers(model)):
+        for role, name in _shared_tables(model, layer):
+            if role in firsts:
+                found[index, name] = firsts[role]
+            firsts.setdefault(role, (index, name))
+    return found
+
+
+def _shared_tables(model: ModelSpec, layer: LayerSpec) -> Iterator[tuple[str, str]]:
+    match layer:
+        case Embedding() if layer.sharing is not Sharing.NONE:
+            yield "tokens", "tokens.weight"
+        case Head() if layer.sharing is not Sharing.NONE:
+            yield "tokens", "projection.weight"
+        case Block() if FAMILIES[model.family].shares_distances:
+            # T5's encoder and decoder have a table of distances each.
+            yield f"distances/{layer.attention}", "relative_bias.weight"
+
+
+def num_parameters(model: ModelSpec) -> int:
+    """Count a model's parameters as its authors do: copies do not count, so the sum over the layers may be larger."""
+    known = copies(model)
+    return sum(
+        parameter.num_elements
+        for index, layer in enumerate(layers(model))
+        for parameter in parameters(layer)
+        if (index, parameter.name) not in known
+    )
 
 
 def _embedding(
     model: ModelSpec, *, num_segments: int = 0, norm: Normalization | None = None, memory_length: int = 0
 ) -> Embedding:
+    # T5 has one table for both sides, also where the scores have their own.
+    is_shared = model.tie_word_embeddings or model.num_decoder_layers > 0
+    first = Sharing.FIRST if is_shared else Sharing.NONE
     return Embedding(
         hidden_size=model.hidden_size,
         sequence_length=model.decoder_sequence_length if memory_length else model.sequence_length,
@@ -155,6 +181,7 @@ def _embedding(
         norm=norm,
         memory_length=memory_length,
         norm_epsilon=model.norm_epsilon,
+        sharing=Sharing.COPY if memory_length else first,
     )
 
 
@@ -203,6 +230,9 @@ def _head(model: ModelSpec, *, pooling: Pooling = Pooling.ALL, transform: bool =
         bias=bias,
         memory_length=model.sequence_length if model.num_decoder_layers else 0,
         norm_epsilon=model.norm_epsilon,
+        sharing=Sharing.COPY if model.tie_word_embeddings else Sharing.NONE,
+        # Raffel et al. 2020: a table that starts with a deviation of one, shared with the scores.
+        is_scaled=model.family is Family.T5 and model.tie_word_embeddings,
     )
 
 

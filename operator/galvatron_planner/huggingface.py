@@ -1,7 +1,6 @@
 """A Hugging Face ``config.json`` as a model: what it says of shapes is taken, what we would plan wrongly is refused.
 
-What only changes numbers (dropout, initialisation, data types) is ignored, and so is sharing the table of
-tokens with the projection: layers hold copies of their own.
+What only changes numbers (dropout, initialisation, data types) is ignored.
 """
 
 import json
@@ -13,7 +12,7 @@ from pydantic import ValidationError
 
 from galvatron_planner.documents import first_problem
 from galvatron_planner.errors import InvalidInput
-from galvatron_planner.model import Family, ModelSpec, num_image_tokens
+from galvatron_planner.model import TYING_FAMILIES, Family, ModelSpec, num_image_tokens
 
 Config = Mapping[str, Any]
 
@@ -43,6 +42,10 @@ def from_config(config: Config | Path, *, sequence_length: int | None = None) ->
     try:
         _refuse_options(config, architecture)
         fields = _READERS[architecture](config)
+        if fields["family"] not in (Family.VIT, Family.SWIN):
+            tied = config.get("tie_word_embeddings", fields["family"] in TYING_FAMILIES)
+            # A T5 with scores of its own is not scaled; newer files say that alone.
+            fields["tie_word_embeddings"] = config.get("scale_decoder_outputs", tied)
         for epsilon in (config[name] for name in _EPSILONS if name in config):
             fields["norm_epsilon"] = epsilon
         if sequence_length is not None:

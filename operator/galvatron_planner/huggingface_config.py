@@ -9,8 +9,8 @@ Config = dict[str, Any]
 
 
 def to_config(model: ModelSpec) -> Config:
-    """Write a configuration from which transformers builds the model, with tables of its own for tokens and scores."""
-    return _WRITERS[model.family](model) | {"tie_word_embeddings": False}
+    """Write a configuration from which transformers builds the model."""
+    return _WRITERS[model.family](model) | {"tie_word_embeddings": model.tie_word_embeddings}
 
 
 def _decoder(architecture: str, model_type: str) -> Callable[[ModelSpec], Config]:

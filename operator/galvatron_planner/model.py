@@ -88,6 +88,17 @@ class Pooling(StrEnum):
     MEAN = "mean"
 
 
+class Sharing(StrEnum):
+    """What a layer's table of tokens (or its projection to the vocabulary) is to those of other layers."""
+
+    NONE = "none"
+    """Its own."""
+    FIRST = "first"
+    """The one that the optimizer changes, for later layers as well."""
+    COPY = "copy"
+    """A copy of the first, without an optimizer's state."""
+
+
 def _even_share(fields: dict[str, Any]) -> int:
     """Width of a head when nobody says otherwise."""
     return int(fields["hidden_size"] // fields["num_heads"])
@@ -99,6 +110,14 @@ _NORM_EPSILONS: dict[Family, float] = {Family.QWEN2: 1e-6, Family.T5: 1e-6, Fami
 
 def _published_epsilon(fields: dict[str, Any]) -> float:
     return _NORM_EPSILONS.get(fields["family"], 1e-5)
+
+
+TYING_FAMILIES = (Family.GPT, Family.BERT, Family.T5)
+"""Families that are published with one table for tokens and scores."""
+
+
+def _tied_as_published(fields: dict[str, Any]) -> bool:
+    return fields["family"] in TYING_FAMILIES
 
 
 class ModelSpec(Value):
@@ -116,6 +135,7 @@ class ModelSpec(Value):
         head_size: width of a head; when absent, the heads share the hidden size.
         rotary_base: base of the rotary frequencies.
         norm_epsilon: added to variances under the roots of norms; the family's own when absent.
+        tie_word_embeddings: whether the projection to the vocabulary is the table of tokens; as published when absent.
         num_decoder_layers: T5: number of the decoder's blocks.
         decoder_sequence_length: T5: tokens per sample in the decoder.
         image_size: ViT and Swin: pixels along a side of an image, which has three channels.
@@ -135,6 +155,7 @@ class ModelSpec(Value):
     head_size: PositiveInt = Field(default_factory=_even_share)
     rotary_base: PositiveInt = 10_000
     norm_epsilon: PositiveFloat = Field(default_factory=_published_epsilon)
+    tie_word_embeddings: bool = Field(default_factory=_tied_as_published)
     num_decoder_layers: NonNegativeInt = 0
     decoder_sequence_length: NonNegativeInt = 0
     image_size: NonNegativeInt = 0
@@ -167,6 +188,8 @@ class ModelSpec(Value):
     def _check_image(self) -> Self:
         if not self.image_size:
             return self
+        if self.tie_word_embeddings:
+            raise ValueError(f"the family {self.family} has no word embeddings to tie")
         if self.image_size % self.patch_size:
             raise ValueError(f"image size {self.image_size} is not divisible by patch size {self.patch_size}")
         tokens = num_image_tokens(self.family, image_size=self.image_size, patch_size=self.patch_size)
@@ -218,6 +241,7 @@ class Embedding(Value):
         memory_length: tokens of an encoder's output that are normalised here and go on beside the decoder's own; 0
             outside a decoder.
         norm_epsilon: of all norms.
+        sharing: of the table of tokens.
     """
 
     kind: Literal["embedding"] = "embedding"
@@ -229,6 +253,7 @@ class Embedding(Value):
     norm: Normalization | None = None
     memory_length: NonNegativeInt = 0
     norm_epsilon: PositiveFloat = 1e-5
+    sharing: Sharing = Sharing.NONE
 
 
 class Patches(Value):
@@ -319,6 +344,8 @@ class Head(Value):
         bias: of all projections.
         memory_length: tokens of an encoder's output that arrive beside the decoder's, and end here.
         norm_epsilon: of the norm.
+        sharing: of the projection.
+        is_scaled: whether vectors are divided by the root of their width before the projection.
     """
 
     kind: Literal["head"] = "head"
@@ -331,6 +358,8 @@ class Head(Value):
     bias: bool = False
     memory_length: NonNegativeInt = 0
     norm_epsilon: PositiveFloat = 1e-5
+    sharing: Sharing = Sharing.NONE
+    is_scaled: bool = False
 
     @property
     def num_classified(self) -> int:

@@ -1,7 +1,7 @@
 """THE TABLE of published weights: which tensor of a Hugging Face checkpoint is which parameter of ours.
 
 Names are those in the files (``*.safetensors``), which outlive the names of modules. What a published model holds once,
-and several of our layers a copy of, has one origin for all of them.
+and several of our layers a copy of, has one origin for all of them (``families.copies`` tells which are copies).
 
 Source: the checkpoints that ``transformers`` writes; tests hold the table against them.
 """
@@ -39,12 +39,10 @@ class Origin:
     Attributes:
         names: of their tensor; later ones are tried where earlier ones are missing.
         form: how it lies there.
-        factor: what it is multiplied with.
     """
 
     names: tuple[str, ...]
     form: Form = Form.SAME
-    factor: float = 1.0
 
 
 Place = Callable[[str, str], Origin]

@@ -36,6 +36,7 @@ from galvatron_runtime.parallel.relayout import relayouts
 from galvatron_runtime.parallel.replicated import GradientBucket, MixedPrecisionReplica
 from galvatron_runtime.parallel.sharded import ShardedGradients, ShardedParameters, SharedStreams, mixed_precision
 from galvatron_runtime.parallel.stage import Stage
+from galvatron_runtime.parallel.tied import TiedParameters
 
 ReadRows = Callable[[int, int], Batch]
 """Gives rows ``first`` to one before ``last`` of the global batch."""
@@ -87,7 +88,11 @@ def apply(plan: Plan, *, seed: int, device: torch.device, pretrained: Values | N
         num_micro_batches=plan.num_micro_batches,
     )
     pipeline = Pipeline(stage, reductions, order, before=before, after=after, device=device)
-    return ParallelModel(plan, meshes, pipeline, named_parameters(layers, first))
+    # 10. What several layers hold starts, and stays, equal.
+    parameters = named_parameters(layers, first)
+    tied = TiedParameters(plan.model, parameters)
+    tied.spread_values()
+    return ParallelModel(plan, meshes, pipeline, parameters, tied)
 
 
 def reduce_gradients(
@@ -141,17 +146,24 @@ class ParallelModel:
         meshes: its groups.
         pipeline: its stage under the schedule.
         parameters_by_name: its parameters (DTensors where they are split or sharded) under plan-independent names.
+        tied: those of them that other layers, also of other stages, hold as well.
     """
 
     plan: Plan
     meshes: Meshes
     pipeline: Pipeline
     parameters_by_name: dict[str, nn.Parameter]
+    tied: TiedParameters
 
     @property
     def stage_index(self) -> int:
         """The pipeline stage of this rank."""
         return self.meshes.stage_index
+
+    @property
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """What the optimizer changes and training checkpoints hold: all parameters but the copies of tied ones."""
+        return {name: one for name, one in self.parameters_by_name.items() if name not in self.tied.copies}
 
     def run_step(self, read: ReadRows) -> StepOutcome:
         """Compute loss and gradients of one global batch, of which this rank reads only the rows it needs."""
@@ -164,12 +176,13 @@ class ParallelModel:
         # Every device of a tensor-parallel head has the loss of the same rows.
         loss /= self.plan.stages[-1].layers[-1].tensor_degree
         dist.all_reduce(loss)
+        self.tied.gather_gradients()
         return StepOutcome(loss.item(), self.pipeline.busy.read(), self.pipeline.waiting.read())
 
     def gradient_norm(self) -> Tensor:
         """Norm of all gradients of all ranks, equal on every rank."""
         return gradients.global_norm(
-            self.parameters_by_name.values(),
+            self.trained_parameters.values(),
             devices_per_stage=self.plan.devices_per_stage,
             device=self.meshes.device,
         )
@@ -177,8 +190,13 @@ class ParallelModel:
     def clip_gradients(self, max_norm: float) -> float:
         """Scale all gradients so that their norm is at most ``max_norm``; return the norm they had."""
         norm = self.gradient_norm()
-        gradients.scale(self.parameters_by_name.values(), (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        gradients.scale(self.trained_parameters.values(), (max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm.item()
+
+    def update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the optimizer of the trained parameters make its step, also for the copies."""
+        optimizer.step()
+        self.tied.spread_values()
 
     def _read(self, number: int, read: ReadRows) -> MicroBatch:
         """Read the rows of a micro-batch that this stage's layers need."""

@@ -20,10 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader
 
+from galvatron_planner import families
 from galvatron_planner.errors import GalvatronError
 from galvatron_planner.families import NUM_CHANNELS
 from galvatron_planner.huggingface_config import to_config
-from galvatron_planner.model import Family, ModelSpec
+from galvatron_planner.model import ModelSpec
 from galvatron_planner.plan import Plan
 from galvatron_planner.published import Form, Origin, origins
 from galvatron_planner.units import GIB
@@ -53,13 +54,8 @@ class Target:
 
     @property
     def num_elements(self) -> int:
-        """Elements of the whole tensor; copies of one count once."""
-        return sum(parameter.num_elements for _, parameter, _ in (self.parts if self.is_joined else self.parts[:1]))
-
-    @property
-    def is_joined(self) -> bool:
-        """Whether the parts lie side by side, instead of being copies."""
-        return self.parts[0][2].form in (Form.QUERY, Form.KEY, Form.VALUE)
+        """Elements of the whole tensor."""
+        return sum(parameter.num_elements for _, parameter, _ in self.parts)
 
 
 def export(source: Path, output: Path, *, dtype: torch.dtype, file_bytes: int) -> Path:
@@ -75,8 +71,7 @@ def export(source: Path, output: Path, *, dtype: torch.dtype, file_bytes: int) -
         The checkpoint that was taken.
 
     Raises:
-        NotExportable: when there is no complete checkpoint, the output exists, or copies that the published model holds
-            once have moved apart.
+        NotExportable: when there is no complete checkpoint, or the output exists.
     """
     checkpoint = find_checkpoint(source)
     if output.exists():
@@ -113,27 +108,18 @@ def find_checkpoint(source: Path) -> Path:
 def targets(model: ModelSpec) -> tuple[Target, ...]:
     """List the tensors of a published model, in the order of the layers."""
     parts: dict[str, list[tuple[str, Parameter, Origin]]] = {}
+    copies = families.copies(model)
     for index, parameter, origin in origins(model):
-        # T5 always shares its table of tokens with the scores.
-        name = origin.names[-1 if model.family is Family.T5 else 0]
-        parts.setdefault(name, []).append((global_name(index, parameter.name), parameter, origin))
+        # Copies are in no checkpoint; and a tied model's files leave them out as well.
+        if (index, parameter.name) not in copies:
+            parts.setdefault(origin.names[0], []).append((global_name(index, parameter.name), parameter, origin))
     return tuple(Target(name, tuple(some)) for name, some in parts.items())
 
 
 def tensor_of(target: Target, values: Sequence[Tensor]) -> Tensor:
-    """Bring our parameters into the shape of their tensor.
-
-    Raises:
-        NotExportable: when copies differ.
-    """
-    if target.is_joined:
+    """Bring our parameters into the shape of their tensor: one, or queries, keys and values side by side."""
+    if len(values) > 1:
         return torch.cat([value.mT if value.dim() == 2 else value for value in values], dim=-1)
-    if any(not torch.equal(value, values[0]) for value in values[1:]):
-        names = ", ".join(name for name, _, _ in target.parts[:3])
-        raise NotExportable(
-            f"{target.name} is one tensor there and {len(values)} copies here that training moved apart ({names}, ...)",
-            remedy="this architecture cannot be exported after training; keep the training checkpoint",
-        )
     value = values[0]
     match target.parts[0][2].form:
         case Form.TURNED:

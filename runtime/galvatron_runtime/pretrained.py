@@ -17,7 +17,7 @@ from torch import Tensor
 
 from galvatron_planner.errors import GalvatronError
 from galvatron_planner.huggingface import from_config
-from galvatron_planner.model import Family, ModelSpec
+from galvatron_planner.model import ModelSpec
 from galvatron_planner.published import Form, Origin, origins
 from galvatron_planner.workload import Parameter
 from galvatron_runtime.model import global_name
@@ -56,7 +56,7 @@ class PretrainedValues:
         theirs, origin = self.found[name]
         with safe_open(self.files[theirs], "pt") as file:
             value: Tensor = file.get_tensor(theirs).float()
-        return read_as(origin, value, parameter) * origin.factor
+        return read_as(origin, value, parameter)
 
 
 def open_weights(directory: Path, model: ModelSpec, *, dtype: torch.dtype, device: torch.device) -> PretrainedValues:
@@ -74,7 +74,7 @@ def open_weights(directory: Path, model: ModelSpec, *, dtype: torch.dtype, devic
         if theirs is None:
             missing.append(origin.names[0])
             continue
-        found[global_name(index, parameter.name)] = (theirs, _with_factor(origin, model, config, theirs))
+        found[global_name(index, parameter.name)] = (theirs, origin)
         _check_shape(files[theirs], theirs, origin, parameter)
     if missing:
         raise UnusableWeights(
@@ -154,14 +154,6 @@ def _tensor_files(directory: Path) -> Mapping[str, Path]:
         )
     with safe_open(single, "pt") as file:
         return dict.fromkeys(file.keys(), single)
-
-
-def _with_factor(origin: Origin, model: ModelSpec, config: Mapping[str, Any], theirs: str) -> Origin:
-    """Scale the projection of a T5 that divides vectors by the root of their width before it."""
-    scales = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
-    if model.family is Family.T5 and "lm_head.weight" in origin.names and scales:
-        return Origin((theirs,), origin.form, factor=model.hidden_size**-0.5)
-    return origin
 
 
 def _check_shape(path: Path, theirs: str, origin: Origin, parameter: Parameter) -> None:

@@ -97,14 +97,15 @@ def train(plan: Plan, training: TrainingSpec, *, directory: Path, stop: "StopReq
     store = open_store(plan, training)
     saved_step = store.newest_step() if store else 0
     model = apply(plan, seed=training.seed, device=device, pretrained=None if saved_step else pretrained)
-    optimizer = make_optimizer(model.parameters_by_name.values(), training.optimizer)
+    optimizer = make_optimizer(model.trained_parameters.values(), training.optimizer)
     journal = StepJournal(plan, stage_index=model.stage_index, total_steps=training.steps, meter=meter)
     offset = store.sample_offset(saved_step) if store and saved_step else 0
-    samples, state = samples.moved(offset), TrainingState(model.parameters_by_name, optimizer, offset)
+    samples, state = samples.moved(offset), TrainingState(model.trained_parameters, optimizer, offset)
     saver = Saver(store, device)
     tracer = StepTracer(directory, rank=dist.get_rank(), stage_index=model.stage_index, device=device)
 
     step = resume(store, state, journal, saved_step)
+    model.tied.spread_values()
     while step < training.steps:
         watch.moved(f"training step {step + 1}")
         started = time.perf_counter()
@@ -112,7 +113,7 @@ def train(plan: Plan, training: TrainingSpec, *, directory: Path, stop: "StopReq
         outcome = model.run_step(partial(samples.samples, step))
         gradient_norm = clip_gradients(model, training.gradient_clip_norm)
         check_finite(outcome.loss, gradient_norm, step=step)
-        optimizer.step()
+        model.update(optimizer)
         step += 1
         # Agreed in every step, because what is asked reaches the ranks of one pod only. Also waits for the device.
         is_stopping, traced_steps = agree(device, stop.is_requested, tracer.requested_steps())

@@ -43,7 +43,7 @@ from galvatron_runtime.optimizer import make_optimizer
 HIDDEN, HEADS, BLOCKS, LENGTH, VOCABULARY, BATCH, MICRO_BATCHES = 256, 8, 4, 128, 1024, 16, 4
 SPEC = builders.model(
     hidden_size=HIDDEN, num_layers=BLOCKS, num_heads=HEADS, sequence_length=LENGTH, vocabulary_size=VOCABULARY
-)
+).model_copy(update={"tie_word_embeddings": False})
 OPTIMIZER = AdamW(learning_rate=1e-4)
 CPU = torch.device("cpu")
 

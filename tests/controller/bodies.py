@@ -51,6 +51,21 @@ WRONG: dict[str, tuple[str, Changes]] = {
     "no sequence length": ("spec.model.sequenceLength", {"spec.model.sequenceLength": ABSENT}),
     "no hidden size": ("spec.model.hiddenSize", {"spec.model.hiddenSize": ABSENT}),
     "stages of a model without stages": ("spec.model.depths", {"spec.model.depths": [1, 1]}),
+    "tied word embeddings of a model that reads images": (
+        "spec.model.tieWordEmbeddings",
+        {
+            **ONLY_PLANNED,
+            "spec.model": {
+                "family": "vit",
+                "hiddenSize": 32,
+                "numLayers": 2,
+                "numAttentionHeads": 4,
+                "imageSize": 32,
+                "patchSize": 8,
+                "tieWordEmbeddings": True,
+            },
+        },
+    ),
     "a decoder without a length": (
         "spec.model.decoderSequenceLength",
         {**ONLY_PLANNED, "spec.model.family": "t5", "spec.model.numDecoderLayers": 2},

@@ -176,6 +176,13 @@ def test_heads_may_be_wider_than_their_share() -> None:
     assert (chosen.head_size, chosen.rotary_base) == (16, 1_000_000)
 
 
+@pytest.mark.parametrize(("family", "published"), [("gpt", True), ("llama", False)])
+def test_embeddings_are_tied_as_published_or_as_written(family: str, published: bool) -> None:  # noqa: FBT001
+    assert job({"spec.model.family": family}).model.tie_word_embeddings == published
+    written = {"spec.model.family": family, "spec.model.tieWordEmbeddings": not published}
+    assert job(written).model.tie_word_embeddings != published
+
+
 def test_nodes_follow_from_the_budget() -> None:
     cluster = job({"spec.budget.gpus": 16, "spec.budget.gpusPerNode": 8}).cluster
     assert (cluster.num_nodes, cluster.devices_per_node, cluster.device_memory_bytes) == (2, 8, 4 * GIB)

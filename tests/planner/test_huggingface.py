@@ -120,8 +120,8 @@ JSON = generate.recursive(
 @pytest.mark.parametrize(
     ("config", "count"),
     [
-        # Published with one table for tokens and projection, which are two here.
-        pytest.param(GPT2, 124_439_808 + 50257 * 768, id="gpt2"),
+        pytest.param(GPT2, 124_439_808, id="gpt2"),
+        pytest.param({**GPT2, "tie_word_embeddings": False}, 124_439_808 + 50257 * 768, id="gpt2-untied"),
         pytest.param(LLAMA2_7B, 6_738_415_616, id="llama2-7b"),
         pytest.param(MISTRAL_7B, 7_241_732_096, id="mistral-7b"),
         pytest.param(QWEN25_7B, 7_615_616_512, id="qwen2.5-7b"),
@@ -138,6 +138,14 @@ def test_a_published_configuration_has_the_published_parameters(config: Config, 
 @pytest.mark.parametrize(("name", "config"), [("llama2-7b", LLAMA2_7B), ("mistral-7b", MISTRAL_7B)])
 def test_a_configuration_and_its_preset_are_the_same_model(name: str, config: Config) -> None:
     assert from_config(config) == PRESETS[name]
+
+
+def test_a_t5_is_tied_where_its_outputs_are_scaled() -> None:
+    assert from_config(T5_3B).tie_word_embeddings
+    assert not from_config({**T5_3B, "tie_word_embeddings": False}).tie_word_embeddings
+    # As transformers 5 writes the same.
+    newer = {**T5_3B, "tie_word_embeddings": True, "scale_decoder_outputs": False}
+    assert not from_config(newer).tie_word_embeddings
 
 
 def test_a_sample_is_no_longer_than_the_sliding_window() -> None:

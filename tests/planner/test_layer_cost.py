@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 import builders
@@ -6,7 +8,7 @@ from galvatron_planner.cluster import DeviceKind, Group
 from galvatron_planner.cost.layer import Conditions, LayerCost, overlapped_seconds, price
 from galvatron_planner.dimensions import communication, held_elements
 from galvatron_planner.errors import MissingMeasurement
-from galvatron_planner.model import LayerSpec, Precision
+from galvatron_planner.model import LayerSpec, Precision, Sharing
 from galvatron_planner.profiles import Collective
 from galvatron_planner.strategy import LayerStrategy
 from galvatron_planner.workload import num_parameters
@@ -18,7 +20,8 @@ PARAMETERS = num_parameters(BLOCK)
 
 def conditions(precision: Precision = Precision.FP32, kind: DeviceKind = DeviceKind.CUDA) -> Conditions:
     on = builders.cluster()
-    return Conditions(builders.profile(MODEL, on, precision=precision), precision, kind, on.devices_per_node)
+    profile = builders.profile(MODEL, on, precision=precision)
+    return Conditions(profile, precision, kind, devices_per_node=on.devices_per_node, num_devices=on.num_devices)
 
 
 def cost(text: str, *, layer: LayerSpec = BLOCK, of: Conditions | None = None, samples: int = 8) -> LayerCost:
@@ -58,6 +61,26 @@ def test_sharded_gradients_are_scattered_with_every_micro_batch_and_parameters_g
     seconds = conditions().profile.link(Collective.ALL_GATHER, Group(size=4, stride=1)).seconds(4 * elements)
     assert cost("gsdp4").optimizer_seconds == pytest.approx(cost("fsdp4").optimizer_seconds + seconds)
     assert cost("gsdp4").forward_seconds < cost("fsdp4", of=conditions(kind=DeviceKind.CPU)).forward_seconds
+
+
+def test_a_copy_of_the_table_of_tokens_has_no_moments_and_is_exchanged_between_stages() -> None:
+    table = num_parameters(HEAD) - 2 * MODEL.hidden_size  # all but the norm
+    assert cost("dp4", layer=HEAD).state_bytes == 16 * num_parameters(HEAD) - 8 * table
+    alone = HEAD.model_copy(update={"sharing": Sharing.NONE})
+    profile = conditions().profile
+    layers = (
+        *profile.layers,
+        *(one.model_copy(update={"layer": alone}) for one in profile.layers if one.layer == HEAD),
+    )
+    both = replace(conditions(), profile=profile.model_copy(update={"layers": layers}))
+    step = 2 * profile.link(Collective.POINT_TO_POINT, Group(size=2, stride=2)).seconds(table * 4)
+    saved = profile.optimizer_seconds_per_parameter * table
+    tied, untied = (cost("dp2", layer=one, of=both).optimizer_seconds for one in (HEAD, alone))
+    assert tied - untied == pytest.approx(step - saved)
+    # The other end waits as long; one stage of all devices has nothing to send.
+    assert cost("dp2", layer=EMBEDDING).optimizer_seconds > cost("dp4", layer=EMBEDDING).optimizer_seconds
+    tied, untied = (cost("dp4", layer=one, of=both).optimizer_seconds for one in (HEAD, alone))
+    assert untied - tied == pytest.approx(saved)
 
 
 def test_half_precision_keeps_a_copy_unless_it_is_gathered() -> None:

@@ -74,18 +74,18 @@ def store(plan: Plan, directory: Path) -> CheckpointStore:
 
 def fresh(plan: Plan, *, seed: int) -> TrainingState:
     """This rank's part of a model that has learned nothing."""
-    named = apply(plan, seed=seed, device=CPU).parameters_by_name
+    named = apply(plan, seed=seed, device=CPU).trained_parameters
     return TrainingState(named, make_optimizer(named.values(), OPTIMIZER))
 
 
 def save(plan: Plan, directory: Path) -> Mapping[str, Tensor]:
     """Make a step, save, and give all values of all ranks."""
     model = apply(plan, seed=train_plans.SEED, device=CPU)
-    optimizer = make_optimizer(model.parameters_by_name.values(), OPTIMIZER)
+    optimizer = make_optimizer(model.trained_parameters.values(), OPTIMIZER)
     batch = train_plans.samples(plan.model, plan.global_batch_size, 0)
     model.run_step(lambda i, j: Batch(tuple(one[i:j] for one in batch.inputs), batch.targets[i:j]))
-    optimizer.step()
-    state = TrainingState(model.parameters_by_name, optimizer)
+    model.update(optimizer)
+    state = TrainingState(model.trained_parameters, optimizer)
     store(plan, directory).save(state, 1)
     of_ranks: list[Mapping[str, Tensor]] = [{}] * dist.get_world_size()
     dist.all_gather_object(of_ranks, whole(state))

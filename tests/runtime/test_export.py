@@ -15,7 +15,7 @@ from galvatron_planner.huggingface import from_config
 from galvatron_planner.huggingface_config import to_config
 from galvatron_planner.model import Family, ModelSpec
 from galvatron_runtime.export import NotExportable, export
-from galvatron_runtime.model import InitialValues, build_without_memory, global_name, materialize
+from galvatron_runtime.model import build_without_memory, global_name, materialize
 from galvatron_runtime.pretrained import open_weights
 from published import published
 
@@ -29,9 +29,9 @@ CLASSES = {
 }
 
 
-def checkpoint_of(family: Family, folder: Path, *, step: int = 3) -> tuple[Path, Path]:
+def checkpoint_of(family: Family, folder: Path, *, step: int = 3, tied: bool = False) -> tuple[Path, Path]:
     """Their files, and a training checkpoint with the same weights."""
-    model, spec = published(family)
+    model, spec = published(family, tied=tied)
     original = folder / "original"
     model.save_pretrained(original)  # type: ignore[operator]  # of their class
     return original, saved(spec, original, folder / "checkpoints" / f"step-{step:08d}")
@@ -46,6 +46,7 @@ def saved(spec: ModelSpec, original: Path, checkpoint: Path) -> Path:
         f"model.{global_name(index, name)}": parameter.detach()
         for index, layer in enumerate(layers)
         for name, parameter in layer.named_parameters()
+        if (index, name) not in families.copies(spec)
     }
     state_dict_saver.save(state, checkpoint_id=checkpoint, no_dist=True)
     one_stage = " ".join(["dp4"] * len(families.layers(spec)))
@@ -58,24 +59,38 @@ def exported(checkpoint: Path, output: Path, *, file_bytes: int = 1 << 30, dtype
     return output
 
 
-@pytest.mark.parametrize("family", Family)
-def test_what_was_imported_is_exported_bit_for_bit_and_loaded_by_transformers(family: Family, tmp_path: Path) -> None:
-    original, checkpoint = checkpoint_of(family, tmp_path)
+@pytest.mark.parametrize(
+    ("family", "tied"),
+    [
+        # Newer transformers cannot make a T5 whose tables differ.
+        *((family, False) for family in Family if family is not Family.T5),
+        *((family, True) for family in (Family.GPT, Family.QWEN2, Family.BERT, Family.T5)),
+    ],
+)
+def test_what_was_imported_is_exported_bit_for_bit_and_loaded_by_transformers(
+    family: Family,
+    tied: bool,  # noqa: FBT001
+    tmp_path: Path,
+) -> None:
+    original, checkpoint = checkpoint_of(family, tmp_path, tied=tied)
     output = exported(checkpoint, tmp_path / "out")
     before, after = load_file(original / "model.safetensors"), load_file(output / "model.safetensors")
-    assert after.keys() == before.keys() - {"cls.predictions.bias"}
-    for name, tensor in after.items():
-        assert torch.equal(tensor, before[name]), name
+    # BERT's bias has two names.
+    other = {"cls.predictions.bias", "cls.predictions.decoder.bias"}
+    assert after.keys() - other == before.keys() - other
+    for name in after.keys() & before.keys():
+        assert torch.equal(after[name], before[name]), name
     loader = CLASSES.get(family, transformers.AutoModelForCausalLM)
     loaded = loader.from_pretrained(output).state_dict()
-    reference, _ = published(family)
+    reference, _ = published(family, tied=tied)
     for name, tensor in reference.state_dict().items():
         assert name == "cls.predictions.bias" or torch.equal(loaded[name], tensor), name
 
 
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", Family)
-def test_a_configuration_says_all_of_a_model(family: Family) -> None:
-    _, spec = published(family)
+def test_a_configuration_says_all_of_a_model(family: Family, tied: bool) -> None:  # noqa: FBT001
+    _, spec = published(family, tied=tied)
     assert from_config(to_config(spec)) == spec
 
 
@@ -99,23 +114,6 @@ def test_the_newest_checkpoint_of_a_directory_is_taken(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "a" / "job").rename(tmp_path / "run" / "checkpoints" / "job")
     assert export(tmp_path / "run", tmp_path / "too", dtype=torch.float32, file_bytes=1 << 30).name == newest.name
-
-
-def test_copies_that_training_moved_apart_are_refused_and_leave_nothing(tmp_path: Path) -> None:
-    _, checkpoint = checkpoint_of(Family.T5, tmp_path)
-    (checkpoint / ".metadata").unlink()
-    spec = published(Family.T5)[1]
-    drawn = build_without_memory(spec)
-    values = InitialValues.of(spec, seed=1, dtype=torch.float32, device=torch.device("cpu"))
-    for index, layer in enumerate(drawn):
-        materialize(layer, index, values)
-    state = {
-        f"model.{global_name(i, n)}": p.detach() for i, layer in enumerate(drawn) for n, p in layer.named_parameters()
-    }
-    state_dict_saver.save(state, checkpoint_id=checkpoint, no_dist=True)
-    with pytest.raises(NotExportable, match=r"shared\.weight is one tensor there and 3 copies here"):
-        exported(checkpoint, tmp_path / "out")
-    assert not list(tmp_path.glob("*out*"))
 
 
 def test_what_is_no_checkpoint_or_exists_already_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from galvatron_planner import families
 from galvatron_planner.cluster import DeviceKind
 from galvatron_planner.model import ModelSpec, Precision
 from galvatron_planner.plan import Plan
@@ -74,7 +75,7 @@ def adamw(named: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
 
 def train(model: ParallelModel) -> Outcome:
     """Run some steps of a plan."""
-    update = adamw(model.parameters_by_name)
+    update = adamw(model.trained_parameters)
     losses, norms = [], []
     for step in range(NUM_STEPS):
         batch = samples(model.plan.model, model.plan.global_batch_size, step)
@@ -84,7 +85,7 @@ def train(model: ParallelModel) -> Outcome:
 
         losses.append(model.run_step(read).loss)
         norms.append(model.clip_gradients(CLIP_NORM))
-        update.step()
+        model.update(update)
     return Outcome(losses, norms, {name: gather(p.detach()) for name, p in model.parameters_by_name.items()})
 
 
@@ -98,14 +99,16 @@ def train_alone(spec: ModelSpec, global_batch_size: int, precision: Precision) -
     """Run the same steps in one process on whole batches; BF16 is held against FP32."""
     layers = build_alone(spec, torch.float64 if precision is Precision.FP64 else torch.float32)
     named = {global_name(i, name): p for i, layer in enumerate(layers) for name, p in layer.named_parameters()}
-    update = adamw(named)
+    copies = {global_name(*place) for place in families.copies(spec)}
+    trained = {name: parameter for name, parameter in named.items() if name not in copies}
+    update = adamw(trained)
     losses, norms = [], []
     for step in range(NUM_STEPS):
         batch = samples(spec, global_batch_size, step)
         loss = whole_loss(layers, batch) / (batch.targets >= 0).sum()
         update.zero_grad()
         torch.autograd.backward(loss)
-        norms.append(nn.utils.clip_grad_norm_(named.values(), CLIP_NORM).item())
+        norms.append(nn.utils.clip_grad_norm_(trained.values(), CLIP_NORM).item())
         update.step()
         losses.append(loss.item())
     return Outcome(losses, norms, {name: parameter.detach() for name, parameter in named.items()})
@@ -129,7 +132,11 @@ def build_alone(spec: ModelSpec, dtype: torch.dtype) -> list[LayerModule]:
         for parameter in parameters(layer.layer):
             value = values.whole(parameter, global_name(index, parameter.name))
             layer.get_parameter(parameter.name).data = value
-    return [layer.to(dtype) for layer in layers]
+    layers = [layer.to(dtype) for layer in layers]
+    for (index, name), (first, owner) in families.copies(spec).items():
+        module, _, leaf = name.rpartition(".")
+        setattr(layers[index].get_submodule(module), leaf, layers[first].get_parameter(owner))
+    return layers
 
 
 def compare(ours: Outcome, expected: Outcome) -> dict[str, float]:

@@ -135,6 +135,8 @@ def _family_fields(model: ModelFields, family: Family) -> Iterator[Finding]:
             )
         if not given and family in families:
             yield Finding(f"spec.model.{to_camel(name)}", f"is missing for the family {family}", "add it")
+    if model.tie_word_embeddings and family in IMAGE_FAMILIES:
+        yield Finding("spec.model.tieWordEmbeddings", f"is true, but {family} has no word embeddings", "leave it out")
 
 
 def _heads(model: ModelFields) -> Iterator[Finding]:

@@ -1,5 +1,7 @@
 """``spec.model`` as the planner's model: a preset, or fields with their defaults filled in."""
 
+from typing import Any
+
 from galvatron_operator.api.spec import ModelFields
 from galvatron_planner import presets
 from galvatron_planner.errors import InvalidInput
@@ -27,7 +29,11 @@ def model_of(fields: ModelFields) -> ModelSpec:
         raise InvalidInput("spec.model is incomplete", remedy="name a preset, or family and shape")
     is_image = family in IMAGE_FAMILIES
     # The planner's own defaults, where nothing is written.
-    written = {"head_size": fields.head_size, "rotary_base": fields.rotary_base}
+    written: dict[str, Any] = {
+        "head_size": fields.head_size,
+        "rotary_base": fields.rotary_base,
+        "tie_word_embeddings": fields.tie_word_embeddings,
+    }
     return ModelSpec(
         family=family,
         hidden_size=hidden,

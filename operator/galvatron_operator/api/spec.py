@@ -71,6 +71,7 @@ class ModelFields(SpecValue):
     vocabulary_size: int | None = Field(default=None, ge=2, le=2_097_152)
     sequence_length: int | None = Field(default=None, ge=1, le=1_048_576)
     rotary_base: int | None = Field(default=None, ge=1, le=2_000_000_000)
+    tie_word_embeddings: bool | None = None
     num_decoder_layers: int | None = Field(default=None, ge=1, le=1024)
     decoder_sequence_length: int | None = Field(default=None, ge=1, le=1_048_576)
     image_size: int | None = Field(default=None, ge=1, le=65_536)

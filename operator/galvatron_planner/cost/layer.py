@@ -9,7 +9,7 @@ and ``gsdp`` a whole copy in any case.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from galvatron_planner.cluster import DeviceKind
+from galvatron_planner.cluster import DeviceKind, Group
 from galvatron_planner.dimensions import (
     Communication,
     LayerCommunication,
@@ -17,14 +17,17 @@ from galvatron_planner.dimensions import (
     gathered_elements,
     held_elements,
     prefetches,
+    shared_elements,
 )
-from galvatron_planner.model import LayerSpec, Precision
-from galvatron_planner.profiles import Profile
+from galvatron_planner.model import Embedding, Head, LayerSpec, Precision, Sharing
+from galvatron_planner.profiles import Collective, Profile
 from galvatron_planner.strategy import Dimension, LayerStrategy
 from galvatron_planner.workload import input_bytes
 
 STORED_PER_PARAMETER = 4
 """Parameter, gradient, and the two moments of AdamW."""
+MOMENTS_PER_PARAMETER = 2
+"""Of AdamW."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class Conditions:
     precision: Precision
     device_kind: DeviceKind
     devices_per_node: int
+    num_devices: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ class LayerCost:
         forward_seconds: per micro-batch, communication included.
         backward_seconds: per micro-batch, communication and recomputation included.
         sync_seconds: once per step, the part of the gradients' all-reduce that the last backward pass does not hide.
-        optimizer_seconds: once per step, the gathering of changed parameters included.
+        optimizer_seconds: once per step, the gathering of changed parameters and the exchange of tied ones included.
         state_bytes: held for the whole run.
         activation_bytes: held per micro-batch from forward to backward.
         transient_bytes: working memory above all that while the layer computes, its gathered parameters included.
@@ -90,20 +94,23 @@ def price(layer: LayerSpec, strategy: LayerStrategy, *, micro_batch_size: int, c
     backward = recomputed + passes.backward_seconds
     blocking = spoken.backward + (spoken.recomputed if strategy.checkpoint else ())
     arriving = local_samples * input_bytes(layer, conditions.precision)
-    held = held_elements(layer, strategy)
     return LayerCost(
         forward_seconds=_seconds(spoken.forward, conditions)
         + _with_prefetch(passes.forward_seconds, spoken.forward_prefetched, conditions),
         backward_seconds=_seconds(blocking, conditions)
         + _with_prefetch(backward, spoken.backward_prefetched, conditions),
         sync_seconds=_exposed_sync_seconds(backward, spoken, conditions),
-        optimizer_seconds=held * conditions.profile.optimizer_seconds_per_parameter
-        + _seconds(spoken.update, conditions),
+        optimizer_seconds=_changed_elements(layer, strategy) * conditions.profile.optimizer_seconds_per_parameter
+        + _seconds(spoken.update, conditions)
+        + _sharing_seconds(layer, strategy, conditions),
         state_bytes=_state_bytes(layer, strategy, conditions.precision),
         activation_bytes=min(arriving, passes.activation_bytes) if strategy.checkpoint else passes.activation_bytes,
-        transient_bytes=passes.transient_bytes
-        + (max(passes.activation_bytes - arriving, 0) if strategy.checkpoint else 0)
-        + _gradient_bytes(layer, strategy, conditions.precision),
+        transient_bytes=max(
+            passes.transient_bytes
+            + (max(passes.activation_bytes - arriving, 0) if strategy.checkpoint else 0)
+            + _gradient_bytes(layer, strategy, conditions.precision),
+            _arriving_copy_bytes(layer, strategy, conditions),
+        ),
         gathered_bytes=_gathered_bytes(layer, strategy, conditions.precision),
     )
 
@@ -153,8 +160,50 @@ def _overlapped(computation: float, collective: float, profile: Profile) -> floa
     )
 
 
+def _sharing(layer: LayerSpec) -> Sharing:
+    return layer.sharing if isinstance(layer, Embedding | Head) else Sharing.NONE
+
+
+def _changed_elements(layer: LayerSpec, strategy: LayerStrategy) -> int:
+    """Count the elements that a device's optimizer changes: not those of copies."""
+    held = held_elements(layer, strategy)
+    return held - shared_elements(layer, strategy) if _sharing(layer) is Sharing.COPY else held
+
+
+def _sharing_seconds(layer: LayerSpec, strategy: LayerStrategy, conditions: Conditions) -> float:
+    """Give the time in which a copy's gradients go to the first table, and changed values come back.
+
+    Between stages, as far apart as stages can be: what a device holds goes once either way. Within one stage copies
+    are taken to lie side by side.
+    """
+    payload = _exchanged_bytes(layer, strategy, conditions)
+    if not payload:
+        return 0.0
+    stage_size = strategy.layout.num_devices
+    is_one_node = conditions.num_devices <= conditions.devices_per_node
+    pair = Group(size=2, stride=stage_size if is_one_node else max(stage_size, conditions.devices_per_node))
+    return 2 * conditions.profile.link(Collective.POINT_TO_POINT, pair).seconds(payload)
+
+
+def _exchanged_bytes(layer: LayerSpec, strategy: LayerStrategy, conditions: Conditions) -> int:
+    """Count what a device holds of a table that layers of other stages hold as well."""
+    if _sharing(layer) is Sharing.NONE or strategy.layout.num_devices == conditions.num_devices:
+        return 0
+    return shared_elements(layer, strategy) * conditions.precision.parameter_bytes
+
+
+def _arriving_copy_bytes(layer: LayerSpec, strategy: LayerStrategy, conditions: Conditions) -> int:
+    """Bytes of the gradients that arrive at the first table, one copy's at a time."""
+    if _sharing(layer) is not Sharing.FIRST:
+        return 0
+    return _exchanged_bytes(layer, strategy, conditions)
+
+
 def _state_bytes(layer: LayerSpec, strategy: LayerStrategy, precision: Precision) -> int:
-    stored = held_elements(layer, strategy) * STORED_PER_PARAMETER * precision.parameter_bytes
+    numbers = held_elements(layer, strategy) * STORED_PER_PARAMETER
+    if _sharing(layer) is Sharing.COPY:
+        numbers -= shared_elements(layer, strategy) * MOMENTS_PER_PARAMETER
+    stored = numbers * precision.parameter_bytes
     if strategy.degree(Dimension.SHARDED_DATA) > 1:
         return stored
     if strategy.num_shards > 1 or _computes_in_copy(precision):

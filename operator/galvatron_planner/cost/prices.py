@@ -66,7 +66,15 @@ class PriceList:
     def of(cls, problem: PlanningProblem) -> "PriceList":
         """Start the price list of a problem."""
         cluster = problem.cluster
-        return cls(Conditions(problem.profile, problem.precision, cluster.device_kind, cluster.devices_per_node))
+        return cls(
+            Conditions(
+                problem.profile,
+                problem.precision,
+                cluster.device_kind,
+                devices_per_node=cluster.devices_per_node,
+                num_devices=cluster.num_devices,
+            )
+        )
 
     def layer(self, layer: LayerSpec, strategy: LayerStrategy, micro_batch_size: int) -> LayerCost:
         """Price a layer."""

@@ -121,6 +121,7 @@ class HeadLayer(LayerModule):
         super().__init__(layer)
         self.vocabulary_size, self.pooling = layer.vocabulary_size, layer.pooling
         hidden = layer.hidden_size
+        self.is_scaled = layer.is_scaled
         self.transform = Linear(inputs=hidden, outputs=hidden, bias=layer.bias) if layer.transform else None
         self.norm = build_norm(layer.norm, hidden, layer.norm_epsilon)
         self.projection = Linear(inputs=hidden, outputs=layer.vocabulary_size, bias=layer.bias)
@@ -142,6 +143,8 @@ class HeadLayer(LayerModule):
         if self.transform is not None:
             hidden_BSH = F.gelu(self.transform(hidden_BSH))
         hidden = self._pool(self.norm(hidden_BSH))
+        if self.is_scaled:
+            hidden = hidden * hidden.shape[-1] ** -0.5
         scores: Tensor = self.projection(self.tensor_group.enter(hidden))
         return scores
 

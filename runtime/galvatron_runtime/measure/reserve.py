@@ -99,7 +99,7 @@ def _take_step(plan: Plan, bench: Bench) -> None:
     tokens = torch.zeros(plan.global_batch_size, plan.model.sequence_length, dtype=torch.long)
     model.run_step(lambda first, last: Batch((tokens[first:last],), tokens[first:last]))
     model.clip_gradients(1.0)
-    optimizer = make_optimizer(model.parameters_by_name.values(), AdamW(learning_rate=1e-3))
-    optimizer.step()
+    optimizer = make_optimizer(model.trained_parameters.values(), AdamW(learning_rate=1e-3))
+    model.update(optimizer)
     with TemporaryDirectory() as directory:
-        state_dict_saver.save(TrainingState(model.parameters_by_name, optimizer).tensors(), checkpoint_id=directory)
+        state_dict_saver.save(TrainingState(model.trained_parameters, optimizer).tensors(), checkpoint_id=directory)
