@@ -8,7 +8,19 @@ from galvatron_planner.activations import activation_bytes
 from galvatron_planner.cluster import Cluster, DeviceKind, groups
 from galvatron_planner.dimensions import refusal
 from galvatron_planner.documents import Digest
-from galvatron_planner.model import Block, Embedding, Family, Head, LayerSpec, Merge, ModelSpec, Patches, Precision
+from galvatron_planner.model import (
+    Block,
+    Embedding,
+    Family,
+    Head,
+    LayerSpec,
+    Merge,
+    Model,
+    ModelSpec,
+    Patches,
+    Precision,
+)
+from galvatron_planner.own import OwnLayer
 from galvatron_planner.plan import Estimate, Plan, StagePlan
 from galvatron_planner.problem import BatchRange, PlanningProblem, Schedule, SearchLimits
 from galvatron_planner.profiles import Collective, LayerProfile, LayerSample, LinkProfile, LinkSample, Profile
@@ -70,7 +82,7 @@ def cluster(
 
 
 def profile(
-    spec: ModelSpec,
+    spec: Model,
     on: Cluster,
     *,
     precision: Precision = Precision.FP32,
@@ -107,7 +119,7 @@ def profile(
 
 
 def problem(
-    spec: ModelSpec | None = None,
+    spec: Model | None = None,
     on: Cluster | None = None,
     *,
     batch: int | BatchRange = 8,
@@ -130,7 +142,7 @@ def problem(
 
 def plan(
     *stages: str,
-    spec: ModelSpec | None = None,
+    spec: Model | None = None,
     on: Cluster | None = None,
     global_batch_size: int = 8,
     num_micro_batches: int = 1,
@@ -184,7 +196,7 @@ def _layer_profile(
 ) -> LayerProfile:
     # Kernels that are split get less efficient, and every pass costs something however small it is.
     rate = flops_per_second * degree**0.9
-    flops = forward_flops(layer) or 20 * layer.sequence_length * layer.hidden_size
+    flops = forward_flops(layer) or 5 * boundary_bytes(layer, Precision.FP32)
     return LayerProfile(
         layer=layer,
         tensor_degree=degree,
@@ -211,7 +223,7 @@ def _activation_bytes(layer: LayerSpec, degree: int, precision: Precision) -> in
             return 4 * boundary + (5 * boundary + 3 * inner) // degree
         case Head():
             return 2 * boundary + 2 * boundary * layer.vocabulary_size // (layer.hidden_size * degree)
-        case Patches() | Merge():
+        case Patches() | Merge() | OwnLayer():
             return activation_bytes(layer, tensor_degree=degree, precision=precision)
 
 

@@ -18,7 +18,7 @@ from galvatron_planner import families, space
 from galvatron_planner.cluster import Cluster, DeviceKind
 from galvatron_planner.cost.prices import PriceList
 from galvatron_planner.cost.step import BatchSplit, price_step
-from galvatron_planner.model import Family, LayerSpec, ModelSpec, Precision
+from galvatron_planner.model import Family, LayerSpec, Model, ModelSpec, Precision
 from galvatron_planner.problem import BatchRange, PlanningProblem, Schedule, SearchDimension, SearchLimits
 from galvatron_planner.profiles import Collective, LayerProfile, LinkProfile, Profile
 from galvatron_planner.search.request import pipeline_degrees
@@ -105,7 +105,7 @@ def small_problem(
     return with_memory(asked, pick)
 
 
-def num_plans(spec: ModelSpec, on: Cluster, batch: BatchRange, limits: SearchLimits) -> int:
+def num_plans(spec: Model, on: Cluster, batch: BatchRange, limits: SearchLimits) -> int:
     """Count all plans."""
     layers = families.layers(spec)
     total = 0
@@ -160,7 +160,7 @@ class _Sketch:
     num_key_value_heads: int
     vocabulary_size: int
 
-    def model(self, num_blocks: int) -> ModelSpec:
+    def model(self, num_blocks: int) -> Model:
         """Build it with so many blocks; where layers of two kinds or widths are needed, with one more at least."""
         whole: dict[str, object] = {"num_layers": num_blocks, "sequence_length": 16}
         if self.family is Family.T5:

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.progress import track
 
 from galvatron_operator import convert, explaining, local, preparing, terminal, trials, whatif
-from galvatron_operator.api import GalvatronJob
+from galvatron_operator.api import GalvatronJob, parse
 from galvatron_operator.decide.profiling import profile_from_catalogue, request_of
 from galvatron_operator.manifests.rendering import render_job
 from galvatron_operator.rundirectory import RunDirectory, stored
@@ -30,6 +30,7 @@ from galvatron_planner.errors import GalvatronError, InvalidInput
 from galvatron_planner.explain import explain as explain_text
 from galvatron_planner.families import layers
 from galvatron_planner.model import Precision
+from galvatron_planner.own import OwnModel
 from galvatron_planner.plan import Plan
 from galvatron_planner.problem import Algorithm
 from galvatron_planner.regret import findings, legend
@@ -219,6 +220,14 @@ def validate(job_file: JobFile) -> None:
 
 
 @app.command()
+def describe(job_file: JobFile) -> None:
+    """Print a GalvatronJob with the layers of its own model filled in, as a cluster takes it."""
+    body = local.load_body(job_file)
+    parse(body)
+    sys.stdout.write(yaml.dump(body, Dumper=_ReadableDumper, sort_keys=False, default_flow_style=None, width=120))
+
+
+@app.command()
 def render(
     job_file: JobFile,
     *,
@@ -320,9 +329,12 @@ def _describe(job: GalvatronJob) -> str:
     count = sum(num_parameters(layer) for layer in layers(model))
     batch = job.batch
     sizes = str(batch.minimum) if batch.minimum == batch.maximum else f"{batch.minimum} to {batch.maximum}"
+    named = model.function if isinstance(model, OwnModel) else model.family
+    blocks = "layers" if isinstance(model, OwnModel) else "blocks"
+    samples = f"images of {model.image_size}" if model.image_size else f"{model.sequence_length} tokens"
     return (
-        f"{job.name}: {model.family} with {count / 1e6:,.1f} M parameters, {model.num_layers} blocks,"
-        f" global batch {sizes} x {model.sequence_length} tokens,"
+        f"{job.name}: {named} with {count / 1e6:,.1f} M parameters, {model.num_layers} {blocks},"
+        f" global batch {sizes} x {samples},"
         f" {cluster.num_devices} x {cluster.device_kind} with {format_bytes(cluster.device_memory_bytes)} each"
     )
 

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import yaml
 
-from galvatron_operator import torchrun
+from galvatron_operator import ownmodels, torchrun
 from galvatron_operator.api import GalvatronJob, ProfilingPolicy, parse, training_spec
 from galvatron_operator.decide.profiling import profile_from_catalogue
 from galvatron_operator.rundirectory import RunDirectory, stored
@@ -69,11 +69,16 @@ class Trained:
 
 
 def load(path: Path) -> GalvatronJob:
-    """Read a GalvatronJob from a YAML file.
+    """Read a GalvatronJob from a YAML file; layers of the user's own are described.
 
     Raises:
         InvalidInput: when the file is missing, is no YAML, or is no GalvatronJob.
     """
+    return parse(load_body(path))
+
+
+def load_body(path: Path) -> dict[str, Any]:
+    """Read the object of a YAML file, complete but unchecked; errors as of :func:`load`."""
     try:
         body: Any = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -82,7 +87,7 @@ def load(path: Path) -> GalvatronJob:
         raise InvalidInput(f"{path} is no YAML: {error}", remedy="correct it") from error
     if not isinstance(body, dict):
         raise InvalidInput(f"{path} holds no object", remedy="start from docs/examples/quickstart.yaml")
-    return parse(body)
+    return ownmodels.complete(body, path.resolve().parent)
 
 
 def local_cluster(job: GalvatronJob) -> Cluster:

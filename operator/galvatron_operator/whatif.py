@@ -14,7 +14,7 @@ from galvatron_planner.analytic import analytic_profile
 from galvatron_planner.catalogue import parse_cluster
 from galvatron_planner.cluster import Cluster
 from galvatron_planner.errors import InvalidInput
-from galvatron_planner.model import ModelSpec, Precision
+from galvatron_planner.model import Model, Precision
 from galvatron_planner.presets import model_named
 from galvatron_planner.problem import Algorithm, BatchRange, PlanningProblem, SearchLimits
 from galvatron_planner.profiles import Profile, ProfileRequest, ProfileSource
@@ -205,7 +205,7 @@ def _profile(question: Question, cluster: Cluster) -> Profile:
 
 
 def _request(
-    model: ModelSpec, cluster: Cluster, precision: Precision, batch: BatchRange, limits: SearchLimits
+    model: Model, cluster: Cluster, precision: Precision, batch: BatchRange, limits: SearchLimits
 ) -> ProfileRequest:
     return profile_request(
         model, cluster, precision=precision, batch=batch, limits=limits, runtime_version=version("galvatron-operator")

@@ -20,7 +20,8 @@ from galvatron_planner.model import (
     Positions,
     Precision,
 )
-from galvatron_planner.workload import boundary_bytes, memory_bytes, output_bytes, parameters
+from galvatron_planner.own import OwnLayer
+from galvatron_planner.workload import boundary_bytes, input_bytes, memory_bytes, output_bytes, parameters
 
 _TOKEN_ID_BYTES = 8
 """Of one token id, and of the row that a split table looks up for it (int64)."""
@@ -50,6 +51,8 @@ def activation_bytes(layer: LayerSpec, *, tensor_degree: int, precision: Precisi
             return 3 * boundary_bytes(layer, precision) + statistics
         case Head():
             return _head_bytes(layer, tensor_degree, precision)
+        case OwnLayer():
+            return max(input_bytes(layer, precision), layer.kept_elements * precision.activation_bytes)
         case _:
             assert_never(layer)
 
@@ -73,6 +76,8 @@ def transient_bytes(layer: LayerSpec, *, tensor_degree: int, precision: Precisio
             # Softmax and gradient, one of which is kept already when the vocabulary is split; pooling spreads again.
             scores = _score_bytes(layer, tensor_degree, precision) * (2 if tensor_degree == 1 else 1)
             return scores + (0 if layer.pooling is Pooling.ALL else boundary)
+        case OwnLayer():
+            return 2 * boundary
         case _:
             assert_never(layer)
 

@@ -9,6 +9,7 @@ from typing import assert_never
 
 from galvatron_planner.cluster import DeviceKind, Group
 from galvatron_planner.model import Block, Embedding, Head, LayerSpec, Merge, Patches, Precision
+from galvatron_planner.own import OwnLayer
 from galvatron_planner.profiles import Collective
 from galvatron_planner.strategy import Axis, Dimension, LayerStrategy, splits_the_batch
 from galvatron_planner.workload import Parameter, boundary_bytes, memory_bytes, parameters
@@ -63,6 +64,8 @@ def refusal(layer: LayerSpec, strategy: LayerStrategy) -> str | None:
             return "checkpointing the patches saves nothing: they come from the data" if strategy.checkpoint else None
         case Merge():
             return None
+        case OwnLayer():
+            return _own_refusal(layer, strategy)
         case _:
             assert_never(layer)
 
@@ -186,6 +189,15 @@ def _tensor_communication(
             return LayerCommunication(
                 forward=(small, small, small), backward=(Communication(Collective.ALL_REDUCE, group, gradient),)
             )
+        case OwnLayer():
+            entered, left = (
+                tuple(
+                    Communication(Collective.ALL_REDUCE, group, local_samples * elements * precision.activation_bytes)
+                    for elements in tensors
+                )
+                for tensors in (layer.entered, layer.left)
+            )
+            return LayerCommunication(forward=left, backward=entered, recomputed=left)
         case _:
             assert_never(layer)
 
@@ -234,4 +246,16 @@ def _block_refusal(layer: Block, tensor_degree: int) -> str | None:
         return f"{layer.num_key_value_heads} key-value heads are not divisible by tensor degree {tensor_degree}"
     if layer.feed_forward_size % tensor_degree:
         return f"feed-forward size {layer.feed_forward_size} is not divisible by tensor degree {tensor_degree}"
+    return None
+
+
+def _own_refusal(layer: OwnLayer, strategy: LayerStrategy) -> str | None:
+    if strategy.checkpoint and layer.data is not None:
+        return "the first and the last of the user's layers are not checkpointed"
+    degree = strategy.tensor_degree
+    if degree > 1 and not layer.can_be_split:
+        return f"layer {layer.index} of {layer.function} does not say how its parameters split (split_dims)"
+    for one in layer.parameters:
+        if one.split_dim is not None and one.shape[one.split_dim] % degree:
+            return f"{one.name} of shape {one.shape} is not divisible by tensor degree {degree}"
     return None

@@ -14,6 +14,7 @@ from galvatron_planner.model import (
     LayerSpec,
     Merge,
     Mlp,
+    Model,
     ModelSpec,
     Normalization,
     Patches,
@@ -21,6 +22,7 @@ from galvatron_planner.model import (
     Positions,
     Sharing,
 )
+from galvatron_planner.own import OwnModel
 from galvatron_planner.workload import parameters
 
 NUM_CHANNELS = 3
@@ -83,8 +85,10 @@ FAMILIES: dict[Family, FamilyRules] = {
 
 
 @lru_cache(maxsize=64)
-def layers(model: ModelSpec) -> tuple[LayerSpec, ...]:
+def layers(model: Model) -> tuple[LayerSpec, ...]:
     """Write a model as its layers in the order of the forward pass, the loss last."""
+    if isinstance(model, OwnModel):
+        return model.layers
     match model.family:
         case Family.GPT | Family.LLAMA | Family.MISTRAL | Family.QWEN2:
             return (_embedding(model), *(_block(model),) * model.num_layers, _head(model))
@@ -104,7 +108,7 @@ def layers(model: ModelSpec) -> tuple[LayerSpec, ...]:
 
 
 @lru_cache(maxsize=64)
-def shifted_blocks(model: ModelSpec) -> frozenset[int]:
+def shifted_blocks(model: Model) -> frozenset[int]:
     """List the layers whose windows are shifted by half a window: every second block of a stage of Swin.
 
     No field of the block, because it changes neither shapes nor costs: all blocks of a stage share one measurement.
@@ -128,12 +132,14 @@ Place = tuple[int, str]
 
 
 @lru_cache(maxsize=64)
-def copies(model: ModelSpec) -> Mapping[Place, Place]:
+def copies(model: Model) -> Mapping[Place, Place]:
     """Map every parameter that is a copy to the one that it is a copy of, in the order of the layers.
 
     The stages of a pipeline hold a copy each of what the model holds once: the table of tokens, and T5's tables of
     distances.
     """
+    if isinstance(model, OwnModel):
+        return {}
     found: dict[Place, Place] = {}
     firsts: dict[str, Place] = {}
     for index, layer in enumerate(layers(model)):
@@ -155,7 +161,7 @@ def _shared_tables(model: ModelSpec, layer: LayerSpec) -> Iterator[tuple[str, st
             yield f"distances/{layer.attention}", "relative_bias.weight"
 
 
-def num_parameters(model: ModelSpec) -> int:
+def num_parameters(model: Model) -> int:
     """Count a model's parameters as its authors do: copies do not count, so the sum over the layers may be larger."""
     known = copies(model)
     return sum(

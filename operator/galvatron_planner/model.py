@@ -7,9 +7,10 @@ share one measurement, and nothing here knows how they are computed or split.
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Discriminator, Field, NonNegativeInt, PositiveFloat, PositiveInt, Tag, model_validator
 
 from galvatron_planner.documents import Value
+from galvatron_planner.own import OwnLayer, OwnModel
 
 
 class Family(StrEnum):
@@ -231,6 +232,15 @@ def num_image_tokens(family: Family, *, image_size: int, patch_size: int) -> int
     return (image_size // patch_size) ** 2 + (family is Family.VIT)
 
 
+def _kind_of(value: Any) -> str:
+    family = value.get("family") if isinstance(value, dict) else value.family
+    return "own" if family == "own" else "published"
+
+
+Model = Annotated[Annotated[ModelSpec, Tag("published")] | Annotated[OwnModel, Tag("own")], Discriminator(_kind_of)]
+"""What a job trains: a Transformer of a family, or layers of the user's own."""
+
+
 class Embedding(Value):
     """Token ids to hidden vectors.
 
@@ -367,5 +377,5 @@ class Head(Value):
         return self.sequence_length if self.pooling is Pooling.ALL else 1
 
 
-LayerSpec = Annotated[Embedding | Patches | Block | Merge | Head, Field(discriminator="kind")]
+LayerSpec = Annotated[Embedding | Patches | Block | Merge | Head | OwnLayer, Field(discriminator="kind")]
 """One layer, complete: the shape of everything that is computed in it."""

@@ -13,7 +13,7 @@ from galvatron_planner.cluster import Cluster
 from galvatron_planner.dimensions import refusal
 from galvatron_planner.documents import Digest, Document, Value
 from galvatron_planner.errors import InvalidPlan
-from galvatron_planner.model import LayerSpec, ModelSpec, Precision
+from galvatron_planner.model import LayerSpec, Model, Precision
 from galvatron_planner.problem import Schedule
 from galvatron_planner.profiles import ProfileSource
 from galvatron_planner.strategy import StrategyText
@@ -68,7 +68,7 @@ class Plan(Document):
     """
 
     schema_tag: Literal["galvatron/plan/v1"] = Field(default="galvatron/plan/v1", alias="schema")
-    model: ModelSpec
+    model: Model
     precision: Precision
     cluster: Cluster
     global_batch_size: PositiveInt

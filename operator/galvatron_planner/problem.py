@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from galvatron_planner.cluster import Cluster
 from galvatron_planner.documents import Document, Value
-from galvatron_planner.model import ModelSpec, Precision
+from galvatron_planner.model import Model, Precision
 from galvatron_planner.profiles import Profile
 
 
@@ -93,7 +93,7 @@ class PlanningProblem(Document):
     schema_tag: Literal["galvatron/planning-problem/v1"] = Field(
         default="galvatron/planning-problem/v1", alias="schema"
     )
-    model: ModelSpec
+    model: Model
     precision: Precision
     cluster: Cluster
     batch: BatchRange

@@ -16,6 +16,7 @@ from galvatron_planner.cluster import DeviceKind, Group
 from galvatron_planner.documents import Digest, Document, Value
 from galvatron_planner.errors import MissingMeasurement
 from galvatron_planner.model import LayerSpec, Precision
+from galvatron_planner.own import OwnLayer
 
 
 class Collective(StrEnum):
@@ -211,9 +212,9 @@ class Profile(Document):
         found = self._layers_by_shape.get((layer, tensor_degree))
         if found is not None:
             return found
+        width = "" if isinstance(layer, OwnLayer) else f" of hidden size {layer.hidden_size}"
         raise MissingMeasurement(
-            f"the profile has no {layer.kind} layer of hidden size {layer.hidden_size}"
-            f" at tensor degree {tensor_degree}",
+            f"the profile has no {layer.kind} layer{width} at tensor degree {tensor_degree}",
             remedy="profile again for this model",
         )
 

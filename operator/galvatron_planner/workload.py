@@ -22,9 +22,14 @@ from galvatron_planner.model import (
     Positions,
     Precision,
 )
+from galvatron_planner.own import DataKind, OwnLayer, Shape
 
 DISTANCE_BUCKETS = 32
 """Rows of a table of distances between tokens of a text (Raffel et al. 2020, arXiv 1910.10683, section 2.1)."""
+
+
+OWN_PREFIX = "own."
+"""Before the names of parameters of the user's modules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,8 @@ def parameters(layer: LayerSpec) -> tuple[Parameter, ...]:
             return (*_norm_parameters("norm", merged, layer.norm), reduction)
         case Head():
             return _head_parameters(layer)
+        case OwnLayer():
+            return tuple(Parameter(f"{OWN_PREFIX}{one.name}", one.shape, one.split_dim) for one in layer.parameters)
         case _:
             assert_never(layer)
 
@@ -212,13 +219,15 @@ def num_parameters(layer: LayerSpec) -> int:
 
 
 def boundary_bytes(layer: LayerSpec, precision: Precision) -> int:
-    """Bytes of one sample of the hidden activation (sequence x hidden) inside a layer."""
+    """Bytes of one sample of the hidden activation (sequence x hidden) in a layer; the larger end of the user's own."""
+    if isinstance(layer, OwnLayer):
+        return max(input_bytes(layer, precision), output_bytes(layer, precision))
     return layer.sequence_length * layer.hidden_size * precision.activation_bytes
 
 
 def memory_bytes(layer: LayerSpec, precision: Precision) -> int:
     """Bytes of one sample of the encoder's output that goes through a layer of a decoder; 0 elsewhere."""
-    if isinstance(layer, Patches | Merge):
+    if isinstance(layer, Patches | Merge | OwnLayer):
         return 0
     return layer.memory_length * layer.hidden_size * precision.activation_bytes
 
@@ -229,7 +238,7 @@ def input_bytes(layer: LayerSpec, precision: Precision) -> int:
 
     Token ids and images come from the data, not from a layer, and count nothing.
     """
-    return sum(tokens * width for tokens, width in input_shapes(layer)) * precision.activation_bytes
+    return sum(map(prod, input_shapes(layer))) * precision.activation_bytes
 
 
 def image_side(layer: Patches) -> int:
@@ -239,11 +248,13 @@ def image_side(layer: Patches) -> int:
 
 def reads_data(layer: LayerSpec) -> bool:
     """Tell whether a layer is fed from the data, beside what comes from the layer before it."""
+    if isinstance(layer, OwnLayer):
+        return layer.data is not None and layer.data.kind is not DataKind.TARGETS
     return isinstance(layer, Embedding | Patches)
 
 
-def input_shapes(layer: LayerSpec) -> tuple[tuple[int, int], ...]:
-    """List the tokens and widths of what one sample brings into a layer from the layer before it."""
+def input_shapes(layer: LayerSpec) -> tuple[Shape, ...]:
+    """List the shapes (tokens and width, but for the user's layers) of what one sample brings from the layer before."""
     match layer:
         case Embedding():
             return ((layer.memory_length, layer.hidden_size),) if layer.memory_length else ()
@@ -254,12 +265,14 @@ def input_shapes(layer: LayerSpec) -> tuple[tuple[int, int], ...]:
         case Block() | Head():
             memory = ((layer.memory_length, layer.hidden_size),) if layer.memory_length else ()
             return ((layer.sequence_length, layer.hidden_size), *memory)
+        case OwnLayer():
+            return layer.inputs
         case _:
             assert_never(layer)
 
 
-def output_shapes(layer: LayerSpec) -> tuple[tuple[int, int], ...]:
-    """List the tokens and widths of what one sample hands on to the next layer; nothing after the loss."""
+def output_shapes(layer: LayerSpec) -> tuple[Shape, ...]:
+    """List the shapes of what one sample hands on to the next layer; nothing after the loss."""
     match layer:
         case Embedding() | Block():
             memory = ((layer.memory_length, layer.hidden_size),) if layer.memory_length else ()
@@ -271,6 +284,8 @@ def output_shapes(layer: LayerSpec) -> tuple[tuple[int, int], ...]:
             return ((layer.sequence_length // 4, 2 * layer.hidden_size),)
         case Head():
             return ()
+        case OwnLayer():
+            return layer.outputs
         case _:
             assert_never(layer)
 
@@ -278,7 +293,7 @@ def output_shapes(layer: LayerSpec) -> tuple[tuple[int, int], ...]:
 @lru_cache(maxsize=1024)
 def output_bytes(layer: LayerSpec, precision: Precision) -> int:
     """Bytes of everything that one sample hands on to the next layer."""
-    return sum(tokens * width for tokens, width in output_shapes(layer)) * precision.activation_bytes
+    return sum(map(prod, output_shapes(layer))) * precision.activation_bytes
 
 
 def forward_flops(layer: LayerSpec, *, tensor_degree: int = 1) -> int:
@@ -289,6 +304,8 @@ def forward_flops(layer: LayerSpec, *, tensor_degree: int = 1) -> int:
     the tokens that a token can see in place of one S. Look-ups, norms and activation functions are not counted. What
     tensor parallelism does not split, every device computes.
     """
+    if isinstance(layer, OwnLayer):
+        return layer.forward_flops // (tensor_degree if layer.can_be_split else 1)
     products = sum(2 * p.local_elements(tensor_degree) * p.num_products for p in parameters(layer))
     if not isinstance(layer, Block):
         return products

@@ -21,10 +21,10 @@ from galvatron_runtime.blocks import LayerModule
 from galvatron_runtime.data import Batch, targets_per_sample
 from galvatron_runtime.mesh import Meshes, build_meshes
 from galvatron_runtime.model import (
-    InitialValues,
     Values,
     build_without_memory,
     global_name,
+    initial_values,
     materialize,
     parameter_dtype,
 )
@@ -61,7 +61,7 @@ def apply(plan: Plan, *, seed: int, device: torch.device, pretrained: Values | N
     first = plan.first_layers[meshes.stage_index]
     strategies = plan.stages[meshes.stage_index].layers
     layers = build_without_memory(plan.model)[first : first + len(strategies)]
-    drawn = InitialValues.of(plan.model, seed=seed, dtype=parameter_dtype(plan.precision), device=device)
+    drawn = initial_values(plan.model, seed=seed, dtype=parameter_dtype(plan.precision), device=device)
     values = pretrained or drawn
     reductions: list[GradientReduction] = []
     for index, (layer, strategy) in enumerate(zip(layers, strategies, strict=True), start=first):

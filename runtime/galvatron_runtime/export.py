@@ -25,6 +25,7 @@ from galvatron_planner.errors import GalvatronError
 from galvatron_planner.families import NUM_CHANNELS
 from galvatron_planner.huggingface_config import to_config
 from galvatron_planner.model import ModelSpec
+from galvatron_planner.own import OwnModel
 from galvatron_planner.plan import Plan
 from galvatron_planner.published import Form, Origin, origins
 from galvatron_planner.units import GIB
@@ -77,6 +78,11 @@ def export(source: Path, output: Path, *, dtype: torch.dtype, file_bytes: int) -
     if output.exists():
         raise NotExportable(f"{output} exists", remedy="remove it, or name another directory")
     model = Plan.from_json((checkpoint / PLAN_FILE).read_text()).model
+    if isinstance(model, OwnModel):
+        raise NotExportable(
+            f"{model.function} is no architecture of Hugging Face",
+            remedy="read the checkpoint with torch.distributed.checkpoint: docs/own-models.md",
+        )
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -15,22 +15,29 @@ from torch.distributed.tensor import DTensor
 
 from galvatron_planner import families
 from galvatron_planner.errors import InvalidPlan
-from galvatron_planner.model import ModelSpec, Precision
+from galvatron_planner.model import Model, ModelSpec, Precision
+from galvatron_planner.own import OwnModel
 from galvatron_planner.workload import Parameter, parameters
-from galvatron_runtime.blocks import INITIAL_STD, LayerModule, build_layer
+from galvatron_runtime.blocks import INITIAL_STD, LayerModule, OwnLayerModule, build_all, build_layer, own_name, start
 
 _RESIDUAL = frozenset({"output", "memory_output", "down"})
 """The matrices that write into the residual stream."""
 
 
-def build_without_memory(model: ModelSpec) -> list[LayerModule]:
+def build_without_memory(model: Model) -> list[LayerModule]:
     """Build all layers on torch's ``meta`` device: names and shapes, no values."""
     with torch.device("meta"):
         return build_layers(model)
 
 
-def build_layers(model: ModelSpec) -> list[LayerModule]:
-    """Build all layers of a model on the current device."""
+def build_layers(model: Model) -> list[LayerModule]:
+    """Build all layers of a model on the current device.
+
+    Raises:
+        UnusableModel: when the user's function does not give the layers that were described.
+    """
+    if isinstance(model, OwnModel):
+        return build_all(model)
     shifted = families.shifted_blocks(model)
     return [build_layer(layer, is_shifted=index in shifted) for index, layer in enumerate(families.layers(model))]
 
@@ -109,6 +116,43 @@ class InitialValues:
         return torch.empty(parameter.shape, dtype=torch.float32, device="cpu").normal_(std=std, generator=generator)
 
 
+class OwnValues:
+    """Initial values of the user's layers, as their modules draw them; a layer is drawn whole, on the CPU.
+
+    They depend on the seed and the layer's number only. It has state because a layer's parameters are asked for one by
+    one.
+    """
+
+    def __init__(self, model: OwnModel, *, seed: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        self._model, self._seed = model, seed
+        self._drawn: tuple[int, nn.Module] | None = None
+
+    def whole(self, parameter: Parameter, name: str) -> Tensor:
+        """Give a whole parameter as its module starts with it, on the CPU and in FP32."""
+        module = self.module(int(name.split(".")[1]))
+        return module.get_parameter(own_name(parameter.name)).detach().float()
+
+    def module(self, index: int) -> nn.Module:
+        """Draw a layer."""
+        if self._drawn is None or self._drawn[0] != index:
+            digest = hashlib.sha256(f"{self._seed}/{index}".encode()).digest()
+            layer = build_without_memory(self._model)[index]
+            assert isinstance(layer, OwnLayerModule)  # noqa: S101 -- an OwnModel has no others
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int.from_bytes(digest[:7], "big"))
+                start(layer.own.to_empty(device="cpu"))
+            self._drawn = index, layer.own
+        return self._drawn[1]
+
+
+def initial_values(model: Model, *, seed: int, dtype: torch.dtype, device: torch.device) -> "InitialValues | OwnValues":
+    """Say what the parameters of a run start with."""
+    if isinstance(model, OwnModel):
+        return OwnValues(model, seed=seed, dtype=dtype, device=device)
+    return InitialValues.of(model, seed=seed, dtype=dtype, device=device)
+
+
 def materialize(module: LayerModule, layer_index: int, values: Values) -> None:
     """Put initial values in the place of a layer's ``meta`` parameters; of split ones only this device's shard."""
     for parameter in parameters(module.layer):
@@ -128,6 +172,15 @@ def materialize(module: LayerModule, layer_index: int, values: Values) -> None:
             stride=whole.stride(),
         )
         replace_parameter(module, parameter.name, value)
+    if isinstance(module, OwnLayerModule) and isinstance(values, OwnValues):
+        fill_buffers(module.own, values.module(layer_index), values.device)
+
+
+def fill_buffers(module: nn.Module, drawn: nn.Module, device: torch.device) -> None:
+    """Put a drawn module's buffers, which are constants, in the place of ``meta`` ones."""
+    for name, buffer in drawn.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        module.get_submodule(owner)._buffers[leaf] = buffer.to(device)
 
 
 def shard_of(whole: Tensor, parameter: Parameter, *, rank: int, degree: int) -> Tensor:

@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from galvatron_planner.cluster import DeviceKind
 from galvatron_planner.errors import GalvatronError, InvalidDocument
+from galvatron_planner.own import OwnModel
 from galvatron_planner.plan import Plan
 from galvatron_planner.training import TrainingSpec
 from galvatron_planner.worker import ExitClass
@@ -152,7 +153,7 @@ def find_device(plan: Plan) -> torch.device:
 
 def open_pretrained(plan: Plan, training: TrainingSpec, device: torch.device) -> PretrainedValues | None:
     """Find the weights to start from, if training does not start from drawn ones."""
-    if training.initial_weights is None:
+    if training.initial_weights is None or isinstance(plan.model, OwnModel):
         return None
     dtype = parameter_dtype(plan.precision)
     return open_weights(Path(training.initial_weights), plan.model, dtype=dtype, device=device)

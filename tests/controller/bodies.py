@@ -32,6 +32,25 @@ ONLY_PLANNED: Changes = {
 }
 """Neither measured nor trained: data sheets stand for devices."""
 
+OWN: Changes = {
+    "function": "mine:layers",
+    "layers": [
+        {
+            "count": 1, "index": 0, "digest": "0" * 64, "outputs": [[8, 4]], "forwardFlops": 0, "keptElements": 8,
+            "parameters": [{"name": "table.weight", "shape": [256, 4]}],
+        },
+        {
+            "count": 2, "index": 1, "digest": "1" * 64, "outputs": [[8, 4]], "forwardFlops": 256, "keptElements": 64,
+            "parameters": [{"name": "weight", "shape": [4, 4], "splitDim": 0}], "entered": [32], "left": [32],
+        },
+        {
+            "count": 1, "index": 3, "digest": "2" * 64, "outputs": [], "forwardFlops": 16384, "keptElements": 2048,
+            "parameters": [{"name": "weight", "shape": [256, 4]}],
+        },
+    ],
+}  # fmt: skip
+"""Layers of one's own, as `galvatron describe` writes them."""
+
 WRONG: dict[str, tuple[str, Changes]] = {
     "a name that is too long": ("metadata.name", {"metadata.name": "a" * 41}),
     "a name that no DNS label begins with": ("metadata.name", {"metadata.name": "7b"}),
@@ -65,6 +84,22 @@ WRONG: dict[str, tuple[str, Changes]] = {
                 "tieWordEmbeddings": True,
             },
         },
+    ),
+    "layers of one's own without a vocabulary": (
+        "spec.model.vocabularySize",
+        {"spec.model": {"own": OWN, "sequenceLength": 8}},
+    ),
+    "layers of one's own and a width": (
+        "spec.model.hiddenSize",
+        {"spec.model": {"own": OWN, "sequenceLength": 8, "vocabularySize": 256, "hiddenSize": 32}},
+    ),
+    "a function that is none": (
+        "spec.model.own.function",
+        {"spec.model": {"own": {**OWN, "function": "layers"}, "sequenceLength": 8, "vocabularySize": 256}},
+    ),
+    "layers of one's own without a description": (
+        "spec.model.own.layers",
+        {"spec.model": {"own": {"function": "a:b"}, "sequenceLength": 8, "vocabularySize": 256}},
     ),
     "a decoder without a length": (
         "spec.model.decoderSequenceLength",

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import yaml
 
-from controller.bodies import ONLY_PLANNED, WRONG, Changes, job, job_body
+from controller.bodies import ONLY_PLANNED, OWN, WRONG, Changes, job, job_body
 from controller.objects import specification
 from galvatron_operator.api import (
     ConditionStatus,
@@ -20,6 +20,7 @@ from galvatron_operator.api import (
 from galvatron_planner.cluster import DeviceKind
 from galvatron_planner.errors import InvalidInput
 from galvatron_planner.model import ModelSpec, Precision
+from galvatron_planner.own import OwnModel
 from galvatron_planner.presets import PRESETS
 from galvatron_planner.problem import Schedule, SearchDimension
 from galvatron_planner.training import ImageFolder, PythonDocs, SyntheticData, TextFiles, TokenFiles
@@ -85,13 +86,19 @@ def test_defaults_are_filled_in() -> None:
     assert spec.checkpoint is None
 
 
+def transformer(changes: Changes | None = None) -> ModelSpec:
+    model = job(changes or {}).model
+    assert isinstance(model, ModelSpec)
+    return model
+
+
 def test_the_model_follows_from_the_spec() -> None:
-    model = job({"spec.model.numKeyValueHeads": 2, "spec.model.feedForwardSize": 100}).model
+    model = transformer({"spec.model.numKeyValueHeads": 2, "spec.model.feedForwardSize": 100})
     assert (model.num_heads, model.num_key_value_heads, model.feed_forward_size) == (4, 2, 100)
 
 
 def test_without_grouped_queries_every_head_has_its_own_key() -> None:
-    assert job().model.num_key_value_heads == 4
+    assert transformer().num_key_value_heads == 4
 
 
 @pytest.mark.parametrize(
@@ -107,8 +114,8 @@ def test_without_grouped_queries_every_head_has_its_own_key() -> None:
     ],
 )
 def test_the_feed_forward_size_follows_the_family(family: str, hidden_size: int, feed_forward_size: int) -> None:
-    chosen = job({"spec.model.family": family, "spec.model.hiddenSize": hidden_size})
-    assert chosen.model.feed_forward_size == feed_forward_size
+    chosen = transformer({"spec.model.family": family, "spec.model.hiddenSize": hidden_size})
+    assert chosen.feed_forward_size == feed_forward_size
 
 
 @pytest.mark.parametrize(
@@ -172,15 +179,32 @@ def test_an_unknown_preset_is_answered_with_the_close_ones() -> None:
 
 
 def test_heads_may_be_wider_than_their_share() -> None:
-    chosen = job({"spec.model.family": "mistral", "spec.model.headSize": 16, "spec.model.rotaryBase": 1_000_000}).model
+    chosen = transformer(
+        {"spec.model.family": "mistral", "spec.model.headSize": 16, "spec.model.rotaryBase": 1_000_000}
+    )
     assert (chosen.head_size, chosen.rotary_base) == (16, 1_000_000)
 
 
 @pytest.mark.parametrize(("family", "published"), [("gpt", True), ("llama", False)])
 def test_embeddings_are_tied_as_published_or_as_written(family: str, published: bool) -> None:  # noqa: FBT001
-    assert job({"spec.model.family": family}).model.tie_word_embeddings == published
+    assert transformer({"spec.model.family": family}).tie_word_embeddings == published
     written = {"spec.model.family": family, "spec.model.tieWordEmbeddings": not published}
-    assert job(written).model.tie_word_embeddings != published
+    assert transformer(written).tie_word_embeddings != published
+
+
+def test_layers_of_ones_own_become_a_model() -> None:
+    model = job({"spec.model": {"own": OWN, "sequenceLength": 8, "vocabularySize": 256}}).model
+    assert isinstance(model, OwnModel)
+    assert [layer.index for layer in model.layers] == [0, 1, 1, 3]
+    assert [layer.inputs for layer in model.layers] == [(), ((8, 4),), ((8, 4),), ((8, 4),)]
+    assert [layer.data.kind if layer.data else None for layer in model.layers] == ["tokens", None, None, "targets"]
+    assert model.layers[1] == model.layers[2]
+    assert model.layers[1].parameters[0].split_dim == 0
+
+
+def test_layers_of_ones_own_are_measured() -> None:
+    own = {"spec.model": {"own": OWN, "imageSize": 8, "vocabularySize": 10}}
+    assert refusal({**ONLY_PLANNED, **own}).problem.startswith("spec.profiling.policy is Never")
 
 
 def test_nodes_follow_from_the_budget() -> None:

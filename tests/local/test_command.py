@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -100,6 +101,40 @@ def test_files_that_are_missing_are_told_before_anything_is_measured(
     assert answer.returncode == 1
     assert f"spec.training.{field}.path is {settings['path']}" in answer.stderr
     assert not (tmp_path / "run").exists()
+
+
+OWN_MODEL = {"own": {"function": "convolutions:layers"}, "sequenceLength": 32, "vocabularySize": 256}
+
+
+def test_layers_of_ones_own_are_described_for_a_cluster(tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / "own-model" / "convolutions.py", tmp_path)
+    answer = galvatron("describe", write_job(tmp_path, model=OWN_MODEL), folder=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    body = yaml.safe_load(answer.stdout)
+    assert [one["count"] for one in body["spec"]["model"]["own"]["layers"]] == [1, 6, 1]
+    described = tmp_path / "described.yaml"
+    described.write_text(answer.stdout)
+    assert galvatron("validate", described, folder=tmp_path).returncode == 0
+
+
+def test_a_function_that_is_not_there_is_told_with_the_places_where_it_was_looked_for(tmp_path: Path) -> None:
+    answer = galvatron("run", write_job(tmp_path, model=OWN_MODEL), folder=tmp_path)
+    assert answer.returncode == 1
+    assert "cannot import convolutions:layers: No module named 'convolutions'" in answer.stderr
+    assert str(tmp_path) in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.slow
+def test_layers_of_ones_own_are_profiled_planned_and_trained(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    shutil.copy(EXAMPLES / "own-model" / "convolutions.py", tmp_path / "models")
+    job = write_job(tmp_path / "models", model=OWN_MODEL, steps=6)
+    answer = galvatron("run", job, "--directory", "run", "--port", "0", folder=tmp_path)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "convolutions:layers with" in answer.stdout
+    assert "step 6, loss" in answer.stdout
+    assert Plan.from_json((tmp_path / "run" / "plan.json").read_text()).model.num_layers == 8
 
 
 @pytest.mark.slow

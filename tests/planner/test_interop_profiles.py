@@ -237,7 +237,7 @@ def test_a_tensor_degree_that_was_not_measured_is_named() -> None:
 
 def test_files_of_another_model_are_refused() -> None:
     wide = llama().model_copy(update={"feed_forward_size": 18_944})
-    with pytest.raises(InvalidInput, match=r"parameter_size is 778.2 MiB, a block of hidden size 4096 has"):
+    with pytest.raises(InvalidInput, match=r"parameter_size is 778.2 MiB, our block has"):
         imported(spec=wide)
 
 

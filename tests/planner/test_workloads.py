@@ -134,6 +134,7 @@ def test_swin_halves_its_boundary_at_every_merge() -> None:
     merge, block = layers_of(Family.SWIN, Merge)[0], layers_of(Family.SWIN, Block)[1]
     # 4 x 4 tokens of width H become 2 x 2 of width 2 H.
     assert (input_bytes(merge, Precision.FP32), output_bytes(merge, Precision.FP32)) == (4 * 16 * H, 4 * 4 * 2 * H)
+    assert isinstance(block, Block)
     assert (block.hidden_size, block.sequence_length) == (2 * H, 4)
     assert num_parameters(merge) == 2 * (4 * H) + 2 * H * 4 * H
 

@@ -20,14 +20,14 @@ from torch.distributed.tensor import DTensor
 
 from galvatron_planner import families
 from galvatron_planner.cluster import DeviceKind
-from galvatron_planner.model import ModelSpec, Precision
+from galvatron_planner.model import Model, Precision
 from galvatron_planner.plan import Plan
-from galvatron_planner.workload import parameters, reads_data
+from galvatron_planner.workload import reads_data
 from galvatron_runtime.apply import ParallelModel, apply
 from galvatron_runtime.blocks import LayerModule
 from galvatron_runtime.data import Batch, SyntheticSamples
 from galvatron_runtime.mesh import finish, start_process_groups
-from galvatron_runtime.model import InitialValues, build_layers, global_name
+from galvatron_runtime.model import build_layers, global_name, initial_values, materialize
 
 SEED = 11
 NUM_STEPS = 3
@@ -60,7 +60,7 @@ def main(folder: Path) -> None:
     finish()
 
 
-def samples(spec: ModelSpec, global_batch_size: int, step: int) -> Batch:
+def samples(spec: Model, global_batch_size: int, step: int) -> Batch:
     """The global batch of a step."""
     return SyntheticSamples(spec, seed=5).samples(step, 0, global_batch_size)
 
@@ -95,7 +95,7 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 @cache
-def train_alone(spec: ModelSpec, global_batch_size: int, precision: Precision) -> Outcome:
+def train_alone(spec: Model, global_batch_size: int, precision: Precision) -> Outcome:
     """Run the same steps in one process on whole batches; BF16 is held against FP32."""
     layers = build_alone(spec, torch.float64 if precision is Precision.FP64 else torch.float32)
     named = {global_name(i, name): p for i, layer in enumerate(layers) for name, p in layer.named_parameters()}
@@ -124,15 +124,12 @@ def whole_loss(layers: list[LayerModule], batch: Batch) -> Tensor:
     return loss
 
 
-def build_alone(spec: ModelSpec, dtype: torch.dtype) -> list[LayerModule]:
+def build_alone(spec: Model, dtype: torch.dtype) -> list[LayerModule]:
     """All layers, whole, with the initial values that every plan starts from."""
-    values = InitialValues.of(spec, seed=SEED, dtype=dtype, device=torch.device("cpu"))
+    values = initial_values(spec, seed=SEED, dtype=dtype, device=torch.device("cpu"))
     layers = build_layers(spec)
     for index, layer in enumerate(layers):
-        for parameter in parameters(layer.layer):
-            value = values.whole(parameter, global_name(index, parameter.name))
-            layer.get_parameter(parameter.name).data = value
-    layers = [layer.to(dtype) for layer in layers]
+        materialize(layer, index, values)
     for (index, name), (first, owner) in families.copies(spec).items():
         module, _, leaf = name.rpartition(".")
         setattr(layers[index].get_submodule(module), leaf, layers[first].get_parameter(owner))

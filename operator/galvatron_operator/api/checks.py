@@ -103,8 +103,10 @@ def check_volumes(spec: Spec) -> None:
 
 def _model(spec: Spec) -> Iterator[Finding]:
     model = spec.model
-    if (model.preset is None) == (model.family is None):
-        yield Finding("spec.model", "needs exactly one of preset and family", f"name one of {', '.join(PRESETS)}")
+    if sum(one is not None for one in (model.preset, model.family, model.own)) != 1:
+        yield Finding("spec.model", "needs exactly one of preset, family and own", f"name one of {', '.join(PRESETS)}")
+    elif model.own is not None:
+        yield from _own(spec, model)
     elif model.preset is not None:
         for name in sorted(model.model_fields_set - {"preset", "sequence_length"}):
             yield Finding(
@@ -122,6 +124,25 @@ def _model(spec: Spec) -> Iterator[Finding]:
     except ValidationError as error:
         found = error.errors()[0]["msg"].removeprefix("Value error, ")
         yield Finding("spec.model", f"describes no model: {found}", "correct the shape")
+
+
+def _own(spec: Spec, model: ModelFields) -> Iterator[Finding]:
+    for name in sorted(model.model_fields_set - {"own", "sequence_length", "image_size", "vocabulary_size"}):
+        yield Finding(
+            f"spec.model.{to_camel(name)}", "is given beside own, whose layers have their shapes", "leave it out"
+        )
+    if (model.sequence_length is None) == (model.image_size is None):
+        yield Finding(
+            "spec.model.sequenceLength", "or imageSize is needed", "say how long texts or how large images are"
+        )
+    if model.vocabulary_size is None:
+        yield Finding("spec.model.vocabularySize", "is missing", "say how many tokens, or classes of images, there are")
+    if spec.profiling.policy is ProfilingPolicy.NEVER:
+        yield Finding("spec.profiling.policy", "is Never, but layers of one's own are in no catalogue", "measure them")
+    if spec.training.initial_weights is not None:
+        yield Finding(
+            "spec.training.initialWeights", "is for the families of this project", "load weights in your modules"
+        )
 
 
 def _family_fields(model: ModelFields, family: Family) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from galvatron_operator.api.spec import (
 )
 from galvatron_planner.cluster import Cluster, DeviceKind
 from galvatron_planner.errors import InvalidInput
-from galvatron_planner.model import ModelSpec, Precision
+from galvatron_planner.model import Model, Precision
 from galvatron_planner.problem import BatchRange, Schedule, SearchLimits
 from galvatron_planner.training import (
     AdamW,
@@ -88,7 +88,7 @@ class GalvatronJob(SpecValue):
         return self.metadata.namespace
 
     @property
-    def model(self) -> ModelSpec:
+    def model(self) -> Model:
         """The model with every default filled in."""
         return model_of(self.spec.model)
 

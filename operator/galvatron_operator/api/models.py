@@ -1,11 +1,12 @@
-"""``spec.model`` as the planner's model: a preset, or fields with their defaults filled in."""
+"""``spec.model`` as the planner's model: a preset, fields with their defaults filled in, or layers of one's own."""
 
 from typing import Any
 
-from galvatron_operator.api.spec import ModelFields
+from galvatron_operator.api.spec import ModelFields, OwnFields
 from galvatron_planner import presets
 from galvatron_planner.errors import InvalidInput
-from galvatron_planner.model import Family, ModelSpec, num_image_tokens
+from galvatron_planner.model import Family, Model, ModelSpec, num_image_tokens
+from galvatron_planner.own import OwnLayer, OwnModel, OwnParameter, data_of
 
 IMAGE_FAMILIES = (Family.VIT, Family.SWIN)
 
@@ -15,7 +16,7 @@ IMAGE_CLASSES = 1000
 """Classes of an image model that names none: ImageNet's."""
 
 
-def model_of(fields: ModelFields) -> ModelSpec:
+def model_of(fields: ModelFields) -> Model:
     """Write the model with every default filled in.
 
     Raises:
@@ -24,6 +25,8 @@ def model_of(fields: ModelFields) -> ModelSpec:
     """
     if fields.preset is not None:
         return presets.preset(fields.preset, sequence_length=fields.sequence_length)
+    if fields.own is not None:
+        return _own(fields, fields.own)
     family, hidden, heads = fields.family, fields.hidden_size, fields.num_attention_heads
     if family is None or hidden is None or heads is None:
         raise InvalidInput("spec.model is incomplete", remedy="name a preset, or family and shape")
@@ -52,6 +55,30 @@ def model_of(fields: ModelFields) -> ModelSpec:
         window_size=fields.window_size or 0,
         **{name: value for name, value in written.items() if value is not None},
     )
+
+
+def _own(fields: ModelFields, own: OwnFields) -> OwnModel:
+    """Give every layer what it gets from the one before and from the data."""
+    described = [one for one in own.layers for _ in range(one.count)]
+    size: dict[str, Any] = {
+        "sequence_length": fields.sequence_length or 1,
+        "vocabulary_size": fields.vocabulary_size or TEXT_VOCABULARY,
+        "image_size": fields.image_size or 0,
+    }
+    first, last = data_of(**size)
+    arriving = [(), *(one.outputs for one in described)]
+    data = [first, *[None] * (len(described) - 2), last]
+    layers = tuple(
+        OwnLayer(
+            function=own.function,
+            inputs=inputs,
+            data=reads,
+            parameters=tuple(OwnParameter(**dict(parameter)) for parameter in one.parameters),
+            **{name: value for name, value in one if name not in ("count", "parameters")},
+        )
+        for one, inputs, reads in zip(described, arriving, data, strict=False)
+    )
+    return OwnModel(layers=layers, **size)
 
 
 def default_feed_forward_size(family: Family, hidden_size: int) -> int:

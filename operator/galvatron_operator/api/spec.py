@@ -13,6 +13,7 @@ from pydantic.alias_generators import to_camel
 
 from galvatron_planner.documents import Value
 from galvatron_planner.model import Family
+from galvatron_planner.own import FunctionName
 from galvatron_planner.presets import PRESETS
 from galvatron_planner.problem import Algorithm, SearchDimension
 
@@ -57,11 +58,45 @@ class Execution(StrEnum):
     """Profile and search, then complete without training."""
 
 
+_Shape = Annotated[tuple[Annotated[int, Field(ge=1, le=2_147_483_647)], ...], Field(max_length=8)]
+_Count = Annotated[int, Field(ge=0, le=9_007_199_254_740_991)]
+
+
+class OwnParameterFields(SpecValue):
+    """``spec.model.own.layers[].parameters[]``."""
+
+    name: str = Field(min_length=1, max_length=255)
+    shape: _Shape
+    split_dim: int | None = Field(default=None, ge=0, le=7)
+
+
+class OwnLayerFields(SpecValue):
+    """``spec.model.own.layers[]``: equal layers that follow each other, as ``galvatron describe`` writes them."""
+
+    count: int = Field(ge=1, le=1024)
+    index: int = Field(ge=0, le=1023)
+    digest: str = Field(min_length=64, max_length=64)
+    outputs: tuple[_Shape, ...] = Field(max_length=16)
+    parameters: tuple[OwnParameterFields, ...] = Field(max_length=1024)
+    forward_flops: _Count
+    kept_elements: _Count
+    entered: tuple[_Count, ...] = Field(default=(), max_length=64)
+    left: tuple[_Count, ...] = Field(default=(), max_length=64)
+
+
+class OwnFields(SpecValue):
+    """``spec.model.own``: layers that a function in the image returns."""
+
+    function: FunctionName
+    layers: tuple[OwnLayerFields, ...] = Field(min_length=1, max_length=1024)
+
+
 class ModelFields(SpecValue):
-    """``spec.model``: a preset, or family and shape; which fields a family needs is in ``checks.py``."""
+    """``spec.model``: a preset, a family's shape, or layers of one's own; what each needs is in ``checks.py``."""
 
     preset: Annotated[str, Field(max_length=63, json_schema_extra={"enum": [*PRESETS]})] | None = None
     family: Family | None = None
+    own: OwnFields | None = None
     hidden_size: int | None = Field(default=None, ge=1, le=262_144)
     num_layers: int | None = Field(default=None, ge=1, le=1024)
     num_attention_heads: int | None = Field(default=None, ge=1, le=1024)

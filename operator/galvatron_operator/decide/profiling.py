@@ -25,7 +25,7 @@ from galvatron_planner import catalogue
 from galvatron_planner.analytic import analytic_profile
 from galvatron_planner.cluster import Cluster
 from galvatron_planner.errors import InvalidDocument
-from galvatron_planner.model import ModelSpec, Precision
+from galvatron_planner.model import Model, Precision
 from galvatron_planner.problem import BatchRange, SearchLimits
 from galvatron_planner.profiles import Profile, ProfileRequest, ProfileSource
 from galvatron_planner.search.request import profile_request
@@ -40,7 +40,7 @@ def request_of(job: GalvatronJob, settings: Settings) -> ProfileRequest:
 # Kept, because every round until the plan is found asks twice: 40 ms for 4 devices, 250 ms for 512 (2 shared cores).
 @lru_cache(maxsize=128)
 def _request(
-    model: ModelSpec, cluster: Cluster, precision: Precision, batch: BatchRange, limits: SearchLimits, place: str
+    model: Model, cluster: Cluster, precision: Precision, batch: BatchRange, limits: SearchLimits, place: str
 ) -> ProfileRequest:
     return profile_request(model, cluster, precision=precision, batch=batch, limits=limits, runtime_version=place)
 

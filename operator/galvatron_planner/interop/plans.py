@@ -36,7 +36,7 @@ from galvatron_planner.cost.step import BatchSplit, StageStrategies, estimate
 from galvatron_planner.dimensions import refusal
 from galvatron_planner.documents import Document
 from galvatron_planner.errors import InexpressiblePlan, InvalidPlan
-from galvatron_planner.model import Block, LayerSpec, ModelSpec
+from galvatron_planner.model import Block, LayerSpec, Model
 from galvatron_planner.plan import Plan, StagePlan
 from galvatron_planner.problem import Algorithm, PlanningProblem, Schedule
 from galvatron_planner.strategy import Axis, Dimension, LayerStrategy
@@ -155,7 +155,7 @@ def to_galvatron(plan: Plan) -> GalvatronPlan:
     )
 
 
-def from_galvatron(document: GalvatronPlan, *, model: ModelSpec, cluster: Cluster) -> ImportedPlan:
+def from_galvatron(document: GalvatronPlan, *, model: Model, cluster: Cluster) -> ImportedPlan:
     """Read a plan of theirs.
 
     Args:

@@ -192,8 +192,8 @@ class _Measured:
         ours = num_parameters(self.layer) * 4 / MIB
         if abs(theirs - ours) > PARAMETER_TOLERANCE * ours:
             raise InvalidInput(
-                f"memory_profiling: {self.section}.parameter_size is {theirs:.1f} MiB, a {self.layer.kind} of"
-                f" hidden size {self.layer.hidden_size} has {ours:.1f} MiB",
+                f"memory_profiling: {self.section}.parameter_size is {theirs:.1f} MiB, our {self.layer.kind} has"
+                f" {ours:.1f} MiB",
                 remedy="import the files that were measured with this model",
             )
 

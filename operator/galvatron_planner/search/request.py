@@ -6,7 +6,7 @@ from galvatron_planner import families, space
 from galvatron_planner.activations import activation_bytes, transient_bytes
 from galvatron_planner.cluster import Cluster, groups
 from galvatron_planner.dimensions import communication
-from galvatron_planner.model import LayerSpec, ModelSpec, Precision
+from galvatron_planner.model import LayerSpec, Model, Precision
 from galvatron_planner.problem import BatchRange, SearchDimension, SearchLimits
 from galvatron_planner.profiles import ProfileRequest
 from galvatron_planner.strategy import LayerStrategy
@@ -21,7 +21,7 @@ LARGEST_PAYLOAD_BYTES = 256 * MIB
 
 
 def profile_request(
-    model: ModelSpec,
+    model: Model,
     cluster: Cluster,
     *,
     precision: Precision,

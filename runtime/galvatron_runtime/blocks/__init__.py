@@ -13,8 +13,10 @@ What a layer hands on is a *stream*: hidden vectors and, in a decoder, the encod
 from typing import assert_never
 
 from galvatron_planner.model import Block, Embedding, Head, LayerSpec, Merge, Patches
+from galvatron_planner.own import OwnLayer
 from galvatron_runtime.blocks.block import BlockLayer, DecoderBlockLayer
 from galvatron_runtime.blocks.ends import DecoderEmbeddingLayer, EmbeddingLayer, HeadLayer, MergeLayer, PatchesLayer
+from galvatron_runtime.blocks.own import OwnLayerModule, build_all, build_own, own_name, start
 from galvatron_runtime.blocks.parts import INITIAL_STD, LayerModule, NoCollectives, TensorGroup
 
 __all__ = [
@@ -22,8 +24,12 @@ __all__ = [
     "HeadLayer",
     "LayerModule",
     "NoCollectives",
+    "OwnLayerModule",
     "TensorGroup",
+    "build_all",
     "build_layer",
+    "own_name",
+    "start",
 ]
 
 
@@ -49,5 +55,7 @@ def build_layer(layer: LayerSpec, *, is_shifted: bool = False) -> LayerModule:
             return MergeLayer(layer)
         case Head():
             return HeadLayer(layer)
+        case OwnLayer():
+            return build_own(layer)
         case _:
             assert_never(layer)

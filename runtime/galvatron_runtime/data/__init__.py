@@ -8,7 +8,7 @@ from typing import assert_never
 
 import numpy as np
 
-from galvatron_planner.model import ModelSpec
+from galvatron_planner.model import Model
 from galvatron_planner.training import DataSource, ImageFolder, PythonDocs, SyntheticData, TextFiles, TokenFiles
 from galvatron_runtime.data.images import open_images
 from galvatron_runtime.data.objectives import targets_per_sample, window_length
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 
-def open_samples(source: DataSource, *, model: ModelSpec, seed: int, batch_size: int, directory: Path) -> Samples:
+def open_samples(source: DataSource, *, model: Model, seed: int, batch_size: int, directory: Path) -> Samples:
     """Make a data source ready to be read.
 
     Args:
@@ -70,7 +70,7 @@ def open_samples(source: DataSource, *, model: ModelSpec, seed: int, batch_size:
     return PrefetchedSamples(TokenSamples(files, model, seed, batch_size))
 
 
-def _files(source: PythonDocs | TextFiles | TokenFiles, model: ModelSpec, directory: Path) -> tuple[TokenArray, ...]:
+def _files(source: PythonDocs | TextFiles | TokenFiles, model: Model, directory: Path) -> tuple[TokenArray, ...]:
     match source:
         case TokenFiles():
             files = token_files(source)

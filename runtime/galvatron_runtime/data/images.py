@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from galvatron_planner.model import ModelSpec
+from galvatron_planner.model import Model
 from galvatron_planner.training import ImageFolder
 from galvatron_runtime.data.draws import draws, in_epochs, numbers
 from galvatron_runtime.data.node_files import node_file
@@ -49,7 +49,7 @@ class ImageSamples:
     root: Path
     files: NDArray[np.bytes_]
     classes: NDArray[np.int64]
-    model: ModelSpec
+    model: Model
     seed: int
     batch_size: int
     offset: int = 0
@@ -100,7 +100,7 @@ def _part(size: tuple[int, int], drawn: NDArray[np.float64]) -> tuple[float, flo
     return (float(left), float(upper), float(min(width, left + across)), float(min(height, upper + down)))
 
 
-def open_images(source: ImageFolder, *, model: ModelSpec, seed: int, batch_size: int, directory: Path) -> ImageSamples:
+def open_images(source: ImageFolder, *, model: Model, seed: int, batch_size: int, directory: Path) -> ImageSamples:
     """List the images of a folder, once per node.
 
     Raises:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from galvatron_planner.model import Family, ModelSpec
+from galvatron_planner.model import Family, Model, ModelSpec
 from galvatron_runtime.blocks.ends import IGNORED_TARGET
 from galvatron_runtime.data.draws import mix, numbers
 from galvatron_runtime.data.samples import Batch
@@ -20,36 +20,36 @@ START_TOKEN = 0
 """What a decoder sees before its first token; T5 takes its padding, the first of the vocabulary, as well."""
 
 
-def window_length(model: ModelSpec) -> int:
+def window_length(model: Model) -> int:
     """Tokens of a text that a sample needs: the inputs and what follows them."""
-    match model.family:
-        case Family.BERT:
+    match model:
+        case ModelSpec(family=Family.BERT):
             return model.sequence_length
-        case Family.T5:
+        case ModelSpec(family=Family.T5):
             return model.sequence_length + model.decoder_sequence_length
         case _:
             return model.sequence_length + 1
 
 
-def window_stride(model: ModelSpec) -> int:
+def window_stride(model: Model) -> int:
     """Tokens between the starts of windows that follow each other: every token is an input once."""
     return window_length(model) if model.family in {Family.BERT, Family.T5} else model.sequence_length
 
 
-def targets_per_sample(model: ModelSpec) -> int:
+def targets_per_sample(model: Model) -> int:
     """Predictions of a sample that count."""
     if model.image_size:
         return 1
-    match model.family:
-        case Family.BERT:
+    match model:
+        case ModelSpec(family=Family.BERT):
             return max(1, round(MASKED_SHARE * model.sequence_length))
-        case Family.T5:
+        case ModelSpec(family=Family.T5):
             return model.decoder_sequence_length
         case _:
             return model.sequence_length
 
 
-def text_batch(model: ModelSpec, windows: NDArray[np.int64], keys: NDArray[np.uint64]) -> Batch:
+def text_batch(model: Model, windows: NDArray[np.int64], keys: NDArray[np.uint64]) -> Batch:
     """Make inputs and targets of windows.
 
     Args:
@@ -57,10 +57,10 @@ def text_batch(model: ModelSpec, windows: NDArray[np.int64], keys: NDArray[np.ui
         windows: tokens, [rows, :func:`window_length`].
         keys: one for each row.
     """
-    match model.family:
-        case Family.BERT:
+    match model:
+        case ModelSpec(family=Family.BERT):
             return _masked(model, windows, keys)
-        case Family.T5:
+        case ModelSpec(family=Family.T5):
             return _continued(model, windows)
         case _:
             # The token after each.
@@ -68,7 +68,7 @@ def text_batch(model: ModelSpec, windows: NDArray[np.int64], keys: NDArray[np.ui
             return Batch((whole[:, :-1].contiguous(),), whole[:, 1:].contiguous())
 
 
-def _masked(model: ModelSpec, windows: NDArray[np.int64], keys: NDArray[np.uint64]) -> Batch:
+def _masked(model: Model, windows: NDArray[np.int64], keys: NDArray[np.uint64]) -> Batch:
     """Hide tokens: of those to fill in 80 % become the mask, 10 % any other token, 10 % stay.
 
     The mask is the last token of the vocabulary.
@@ -96,7 +96,7 @@ def _continued(model: ModelSpec, windows: NDArray[np.int64]) -> Batch:
     return Batch((encoder, decoder), torch.from_numpy(following.copy()))
 
 
-def image_batch(model: ModelSpec, keys: NDArray[np.uint64]) -> Batch:
+def image_batch(model: Model, keys: NDArray[np.uint64]) -> Batch:
     """Draw images without meaning, and their classes."""
     classes = random_tokens(model.vocabulary_size, 1, keys)[:, 0]
     return Batch((random_images(model.image_size, keys),), torch.from_numpy(classes))

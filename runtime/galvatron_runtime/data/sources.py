@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from galvatron_planner.model import ModelSpec
+from galvatron_planner.model import Model
 from galvatron_runtime.data.draws import draws, in_epochs
 from galvatron_runtime.data.images import ImageSamples
 from galvatron_runtime.data.objectives import image_batch, random_tokens, text_batch, window_length, window_stride
@@ -33,7 +33,7 @@ class TokenSamples:
     """
 
     files: tuple[TokenArray, ...]
-    model: ModelSpec
+    model: Model
     seed: int
     batch_size: int
     offset: int = 0
@@ -59,7 +59,7 @@ class TokenSamples:
         return self.files[file][start : start + window_length(self.model)].astype(np.int64)
 
 
-def num_windows(num_tokens: int, model: ModelSpec) -> int:
+def num_windows(num_tokens: int, model: Model) -> int:
     """Count the samples in a file of so many tokens."""
     return max(0, (num_tokens - window_length(model)) // window_stride(model) + 1)
 
@@ -101,7 +101,7 @@ class PrefetchedSamples:
 class SyntheticSamples:
     """Tokens or images without meaning, drawn uniformly."""
 
-    model: ModelSpec
+    model: Model
     seed: int
 
     def moved(self, offset: int) -> "SyntheticSamples":  # noqa: ARG002 -- as sources with places do

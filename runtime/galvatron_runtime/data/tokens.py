@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from galvatron_planner.model import ModelSpec
+from galvatron_planner.model import Model
 from galvatron_planner.training import TokenFiles
 from galvatron_runtime.data.node_files import node_file
 from galvatron_runtime.data.sources import TokenArray
@@ -68,7 +68,7 @@ def map_bare(path: Path, dtype: np.dtype[np.unsignedinteger]) -> TokenArray:
     return np.memmap(path, dtype=dtype, mode="r") if size else np.empty(0, dtype=dtype)
 
 
-def check_tokens(source: TokenFiles, files: Sequence[Path], model: ModelSpec, directory: Path) -> None:
+def check_tokens(source: TokenFiles, files: Sequence[Path], model: Model, directory: Path) -> None:
     """Look for ids that the model does not know; what was found is kept in the node's directory.
 
     Raises:

@@ -11,8 +11,8 @@ from math import ceil
 import torch
 import torch.distributed as dist
 
-from galvatron_planner.model import Block
 from galvatron_planner.profiles import ProfileRequest
+from galvatron_planner.workload import input_shapes, output_shapes
 from galvatron_runtime.measure.bench import Bench, Mark, seconds_between
 from galvatron_runtime.measure.links import Link
 from galvatron_runtime.measure.passes import LayerPass, build, feed
@@ -88,8 +88,9 @@ def _factor(seconds_beside: float, seconds_alone: float) -> float:
 
 
 def _layer_pass(request: ProfileRequest, bench: Bench) -> LayerPass:
-    """Choose a block where there is one: it is what gradients are reduced beside."""
-    layer = next((layer for layer in request.layers if isinstance(layer, Block)), request.layers[0])
+    """Choose a layer in the middle, if there is one: it is what gradients are reduced beside."""
+    middle = (layer for layer in request.layers if input_shapes(layer) and output_shapes(layer))
+    layer = next(middle, request.layers[0])
     module = build(layer, tensor_degree=1, precision=request.precision, device=bench.device)
     return feed(module, micro_batch_size=request.micro_batch_sizes[0], precision=request.precision, device=bench.device)
 

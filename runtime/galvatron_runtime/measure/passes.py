@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from galvatron_planner.model import Block, Embedding, Head, LayerSpec, Merge, Patches, Pooling, Precision
+from galvatron_planner.own import DataKind, OwnData, OwnLayer
 from galvatron_planner.workload import image_side, input_shapes, output_shapes
 from galvatron_runtime.blocks import LayerModule, build_layer
 from galvatron_runtime.model import activation_dtype
@@ -78,7 +79,7 @@ def feed(module: LayerModule, *, micro_batch_size: int, precision: Precision, de
     """Make what a layer is fed, and gradients of what it hands on, for a local micro-batch."""
     layer = module.layer
 
-    def draw(shapes: tuple[tuple[int, int], ...], *, requires_grad: bool) -> tuple[Tensor, ...]:
+    def draw(shapes: tuple[tuple[int, ...], ...], *, requires_grad: bool) -> tuple[Tensor, ...]:
         return tuple(
             torch.randn(
                 micro_batch_size, *shape, dtype=activation_dtype(precision), device=device, requires_grad=requires_grad
@@ -104,7 +105,15 @@ def _data(layer: LayerSpec, rows: int, device: torch.device) -> tuple[Tensor, ..
         case Head():
             shape = (rows, layer.sequence_length) if layer.pooling is Pooling.ALL else (rows,)
             return (torch.randint(layer.vocabulary_size, shape, device=device),)
+        case OwnLayer():
+            return () if layer.data is None else (_drawn(layer.data, rows, device),)
         case Block() | Merge():
             return ()
         case _:
             assert_never(layer)
+
+
+def _drawn(data: OwnData, rows: int, device: torch.device) -> Tensor:
+    if data.kind is DataKind.IMAGES:
+        return torch.randn(rows, *data.shape, device=device)
+    return torch.randint(data.vocabulary_size, (rows, *data.shape), device=device)

@@ -8,7 +8,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from galvatron_planner.model import LayerSpec, Patches
+from galvatron_planner.model import Embedding, LayerSpec, Patches
+from galvatron_planner.own import DataKind, OwnData, OwnLayer
 from galvatron_planner.profiles import ProfileRequest
 from galvatron_planner.workload import image_side, parameters
 from galvatron_runtime.data.draws import draws
@@ -93,6 +94,12 @@ def _repeating(name: str, run_once: Callable[[], None], bench: Bench) -> Trial:
 
 def _drawn(first: LayerSpec, keys: NDArray[np.uint64]) -> Tensor:
     """Draw what the first layer reads."""
-    if isinstance(first, Patches):
-        return random_images(image_side(first), keys)
-    return torch.from_numpy(random_tokens(VOCABULARY_SIZE, first.sequence_length, keys))
+    match first:
+        case Patches():
+            return random_images(image_side(first), keys)
+        case OwnLayer(data=OwnData(kind=DataKind.IMAGES, shape=shape)):
+            return random_images(shape[-1], keys)
+        case OwnLayer(data=OwnData(shape=(length,))) | Embedding(sequence_length=length):
+            return torch.from_numpy(random_tokens(VOCABULARY_SIZE, length, keys))
+        case _:
+            raise AssertionError("the first layer reads data")

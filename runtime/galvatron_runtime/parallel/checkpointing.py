@@ -8,10 +8,11 @@ from functools import partial
 
 from torch.utils.checkpoint import checkpoint
 
-from galvatron_runtime.blocks import LayerModule
+from galvatron_runtime.blocks import LayerModule, OwnLayerModule
 
 
 def recompute_activations(module: LayerModule) -> None:
     """Make a layer recompute its activations; its parameters keep their names, as a wrapper's would not."""
-    # Nothing here draws random numbers (there is no dropout), so the generator's state need not be kept.
-    module.forward = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
+    # Ours draw no random numbers (there is no dropout), so the generator's state need not be kept.
+    draws = isinstance(module, OwnLayerModule)
+    module.forward = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=draws)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from galvatron_planner.workload import reads_data
-from galvatron_runtime.blocks import HeadLayer, LayerModule
+from galvatron_runtime.blocks import LayerModule
 from galvatron_runtime.parallel.relayout import Relayout
 
 Stream = tuple[Tensor, ...]
@@ -51,7 +51,7 @@ class Stage(nn.Module):
                 stream = tuple(map(relayout, stream))
             if isinstance(layer, LayerModule) and reads_data(layer.layer):
                 stream = (*stream, next(unread))
-            if isinstance(layer, HeadLayer) and targets is not None:
+            if targets is not None and layer is self.layers[-1]:
                 stream = (*stream, targets)
             try:
                 leaving = layer(*stream)

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from galvatron_planner import families
-from galvatron_planner.model import ModelSpec
+from galvatron_planner.model import Model
 from galvatron_runtime.model import global_name
 from galvatron_runtime.parallel.gradients import local_part
 
@@ -103,7 +103,7 @@ class TiedParameters:
     Called by all ranks together, if the model has any.
     """
 
-    def __init__(self, model: ModelSpec, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, model: Model, parameters: Mapping[str, nn.Parameter]) -> None:
         """Learn where all copies lie.
 
         Args:
