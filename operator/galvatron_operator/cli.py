@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from galvatron_operator import convert, explaining, local, preparing, terminal, trials, whatif
+from galvatron_operator import convert, explaining, local, terminal, trials, whatif
 from galvatron_operator.api import GalvatronJob, parse
 from galvatron_operator.decide.profiling import profile_from_catalogue, request_of
 from galvatron_operator.manifests.rendering import render_job
@@ -43,7 +43,6 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="State a Transformer and a GPU budget; get the plan."
 )
 app.add_typer(convert.app, name="convert")
-app.command()(preparing.prepare)
 console = Console()
 
 JobFile = Annotated[Path, typer.Argument(help="A GalvatronJob, as kubectl apply takes it.", metavar="JOB.YAML")]
@@ -209,6 +208,30 @@ def export(
     command = [sys.executable, "-m", "galvatron_runtime.export", str(checkpoint), "--output", str(output)]
     with _interruptible():
         done = subprocess.run([*command, "--dtype", dtype, "--file-gib", str(file_gib)], check=False)  # noqa: S603 -- ours
+    raise typer.Exit(done.returncode)
+
+
+@app.command()
+def prepare(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help="*.txt, *.md, *.jsonl and *.parquet files, or directories.", metavar="SOURCE..."),
+    ],
+    *,
+    tokenizer: Annotated[Path, typer.Option(help="A tokenizer.json, or the directory of a model that holds one.")],
+    output: Annotated[Path, typer.Option(help="The *.npy file to write.")],
+    field: Annotated[str, typer.Option(help="Where JSON lines and Parquet rows hold their text.")] = "text",
+    end_token: Annotated[
+        str | None, typer.Option(help="Behind every document; empty for none. Default: the tokenizer's.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Turn texts into a file of token ids to train on."""
+    command = [sys.executable, "-m", "galvatron_runtime.prepare", *map(str, sources)]
+    options = ["--tokenizer", str(tokenizer), "--output", str(output), "--field", field]
+    options += ["--end-token", end_token] if end_token is not None else []
+    with _interruptible():
+        done = subprocess.run([*command, *options, *(["--force"] if force else [])], check=False)  # noqa: S603 -- ours
     raise typer.Exit(done.returncode)
 
 

@@ -168,7 +168,12 @@ def check_files(job: GalvatronJob, root: Path) -> None:
     """
     training = job.spec.training
     weights = training.initial_weights
-    named = {"dataset.path": training.dataset.path, "initialWeights.path": None if weights is None else weights.path}
+    tokenizer = training.dataset.tokenizer
+    named = {
+        "dataset.path": training.dataset.path,
+        "dataset.tokenizer.path": None if tokenizer is None else tokenizer.path,
+        "initialWeights.path": None if weights is None else weights.path,
+    }
     for field, path in named.items():
         if path is not None and not (root / path).exists():
             raise InvalidInput(

@@ -35,14 +35,21 @@ class PythonDocs(Value):
 
 
 class TextFiles(Value):
-    """Files of text, as bytes.
+    """Files of text, as bytes or cut into tokens.
 
     Attributes:
-        path: a file, or a directory whose ``*.txt`` and ``*.md`` files are read in the order of their names.
+        path: a file, or a directory whose ``*.txt`` and ``*.md`` files are read in the order of their names; with a
+            tokenizer ``*.jsonl`` and ``*.parquet`` as well, also of directories within it.
+        tokenizer: a ``tokenizer.json`` of Hugging Face, or a directory that holds one; absent for bytes.
+        field: where JSON lines and Parquet rows hold their text.
+        end_token: behind every document; empty for none, absent for the tokenizer's own.
     """
 
     source: Literal["text"] = "text"
     path: str
+    tokenizer: str | None = None
+    field: str = "text"
+    end_token: str | None = None
 
 
 class TokenFiles(Value):

@@ -113,6 +113,17 @@ WRONG: dict[str, tuple[str, Changes]] = {
         "spec.training.dataset.source",
         {"spec.training.dataset": {"source": "Images", "path": "a", "volume": {"claimName": "c"}}},
     ),
+    "a tokenizer for tokens": (
+        "spec.training.dataset.tokenizer",
+        {
+            "spec.training.dataset": {
+                "source": "Tokens",
+                "path": "a",
+                "volume": {"claimName": "c"},
+                "tokenizer": {"path": "tokenizer.json"},
+            }
+        },
+    ),
     "too few tokens for text": (
         "spec.model.vocabularySize",
         {"spec.model.vocabularySize": 255, "spec.training.dataset": {"source": "PythonDocs"}},

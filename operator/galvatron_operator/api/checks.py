@@ -212,11 +212,12 @@ def _batch(spec: Spec) -> Iterator[Finding]:
 
 def _dataset(spec: Spec) -> Iterator[Finding]:
     field, dataset, vocabulary = "spec.training.dataset", spec.training.dataset, model_of(spec.model).vocabulary_size
-    if dataset.source in {DatasetSource.TEXT, DatasetSource.PYTHON_DOCS} and vocabulary < BYTE_VOCABULARY:
+    reads_bytes = dataset.source in {DatasetSource.TEXT, DatasetSource.PYTHON_DOCS} and dataset.tokenizer is None
+    if reads_bytes and vocabulary < BYTE_VOCABULARY:
         yield Finding(
             "spec.model.vocabularySize",
             f"is {vocabulary}, too small for text, which is read as bytes",
-            f"use {BYTE_VOCABULARY} or more, or tokens of the model's own vocabulary with source Tokens",
+            f"use {BYTE_VOCABULARY} or more, or a tokenizer: spec.training.dataset.tokenizer, or source Tokens",
         )
     reads_images, is_images = bool(model_of(spec.model).image_size), dataset.source is DatasetSource.IMAGES
     if dataset.source is not DatasetSource.SYNTHETIC and reads_images is not is_images:
@@ -231,6 +232,8 @@ def _dataset(spec: Spec) -> Iterator[Finding]:
 def _files(field: str, dataset: Dataset) -> Iterator[Finding]:
     if dataset.bin_type is not None and dataset.source is not DatasetSource.TOKENS:
         yield Finding(f"{field}.binType", f"is set with source {dataset.source}", "leave it out, or use Tokens")
+    if dataset.tokenizer is not None and dataset.source is not DatasetSource.TEXT:
+        yield Finding(f"{field}.tokenizer", f"is set with source {dataset.source}", "leave it out, or use Text")
     if not dataset.source.is_files:
         if dataset.path is not None or dataset.volume is not None:
             problem = f"has a path or a volume with source {dataset.source}"

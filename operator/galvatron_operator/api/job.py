@@ -16,8 +16,8 @@ from galvatron_operator.api.spec import (
     PipelineSchedule,
     Resume,
     Spec,
-    SpecValue,
 )
+from galvatron_operator.api.values import SpecValue
 from galvatron_planner.cluster import Cluster, DeviceKind
 from galvatron_planner.errors import InvalidInput
 from galvatron_planner.model import Model, Precision
@@ -188,7 +188,15 @@ def _data(job: GalvatronJob, data_root: str) -> DataSource:
         case DatasetSource.PYTHON_DOCS:
             return PythonDocs()
         case DatasetSource.TEXT:
-            return TextFiles(path=f"{data_root}/{dataset.path}")
+            path, tokenizer = f"{data_root}/{dataset.path}", dataset.tokenizer
+            if tokenizer is None:
+                return TextFiles(path=path)
+            return TextFiles(
+                path=path,
+                tokenizer=f"{data_root}/{tokenizer.path}",
+                field=tokenizer.field,
+                end_token=tokenizer.end_token,
+            )
         case DatasetSource.TOKENS:
             wide = dataset.bin_type is BinType.UINT32
             return TokenFiles(path=f"{data_root}/{dataset.path}", bin_type="uint32" if wide else "uint16")

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from galvatron_operator.api.spec import ModelFields, OwnFields
+from galvatron_operator.api.own import OwnFields
+from galvatron_operator.api.spec import ModelFields
 from galvatron_planner import presets
 from galvatron_planner.errors import InvalidInput
 from galvatron_planner.model import Family, Model, ModelSpec, num_image_tokens

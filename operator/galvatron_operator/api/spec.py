@@ -8,46 +8,29 @@ here and get their value where a job is converted to the planner's types (``job.
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
-from pydantic.alias_generators import to_camel
+from pydantic import Field, StringConstraints
 
-from galvatron_planner.documents import Value
+from galvatron_operator.api.own import OwnFields
+from galvatron_operator.api.values import (
+    BatchSize,
+    CatalogueName,
+    ConfigMapKey,
+    DataPath,
+    DirectoryPath,
+    LabelText,
+    MemoryQuantity,
+    ObjectName,
+    PositiveDecimal,
+    Quantity,
+    Seconds,
+    SpecValue,
+)
 from galvatron_planner.model import Family
-from galvatron_planner.own import FunctionName
 from galvatron_planner.presets import PRESETS
 from galvatron_planner.problem import Algorithm, SearchDimension
 
 CPU_RESOURCE = "cpu"
 """``spec.budget.resourceName`` of a job whose devices are CPU processes."""
-
-PositiveDecimal = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?$", max_length=32)]
-"""A number as text: Kubernetes objects hold no floats."""
-MemoryQuantity = Annotated[
-    str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32)
-]
-Quantity = Annotated[
-    str,
-    StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32),
-    BeforeValidator(lambda value: str(value) if type(value) is int else value),
-]
-"""An amount of CPU or memory; whole numbers may be written without quotes."""
-ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
-_SEGMENT = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"
-DirectoryPath = Annotated[str, StringConstraints(pattern=rf"^{_SEGMENT}(/{_SEGMENT})*$", max_length=255)]
-"""A relative path that cannot leave its volume: no part begins with a dot."""
-DataPath = Annotated[str, StringConstraints(pattern=rf"^(\.|{_SEGMENT}(/{_SEGMENT})*)$", max_length=255)]
-ConfigMapKey = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
-CatalogueName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
-LabelText = Annotated[str, StringConstraints(max_length=317)]
-
-BatchSize = Annotated[int, Field(ge=1, le=1_048_576)]
-Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
-
-
-class SpecValue(Value):
-    """A frozen part of ``spec``, written in camelCase; unknown fields are refused."""
-
-    model_config = ConfigDict(alias_generator=to_camel)
 
 
 class Execution(StrEnum):
@@ -56,39 +39,6 @@ class Execution(StrEnum):
     TRAIN = "Train"
     PLAN = "Plan"
     """Profile and search, then complete without training."""
-
-
-_Shape = Annotated[tuple[Annotated[int, Field(ge=1, le=2_147_483_647)], ...], Field(max_length=8)]
-_Count = Annotated[int, Field(ge=0, le=9_007_199_254_740_991)]
-
-
-class OwnParameterFields(SpecValue):
-    """``spec.model.own.layers[].parameters[]``."""
-
-    name: str = Field(min_length=1, max_length=255)
-    shape: _Shape
-    split_dim: int | None = Field(default=None, ge=0, le=7)
-
-
-class OwnLayerFields(SpecValue):
-    """``spec.model.own.layers[]``: equal layers that follow each other, as ``galvatron describe`` writes them."""
-
-    count: int = Field(ge=1, le=1024)
-    index: int = Field(ge=0, le=1023)
-    digest: str = Field(min_length=64, max_length=64)
-    outputs: tuple[_Shape, ...] = Field(max_length=16)
-    parameters: tuple[OwnParameterFields, ...] = Field(max_length=1024)
-    forward_flops: _Count
-    kept_elements: _Count
-    entered: tuple[_Count, ...] = Field(default=(), max_length=64)
-    left: tuple[_Count, ...] = Field(default=(), max_length=64)
-
-
-class OwnFields(SpecValue):
-    """``spec.model.own``: layers that a function in the image returns."""
-
-    function: FunctionName
-    layers: tuple[OwnLayerFields, ...] = Field(min_length=1, max_length=1024)
 
 
 class ModelFields(SpecValue):
@@ -188,12 +138,21 @@ class DataVolume(SpecValue):
     config_map_name: ObjectName | None = None
 
 
+class DatasetTokenizer(SpecValue):
+    """``spec.training.dataset.tokenizer``: how texts are cut into tokens; without it they are read as bytes."""
+
+    path: DataPath
+    field: str = Field(default="text", min_length=1, max_length=255)
+    end_token: str | None = Field(default=None, max_length=255)
+
+
 class Dataset(SpecValue):
     """``spec.training.dataset``."""
 
     source: DatasetSource = DatasetSource.SYNTHETIC
     path: DataPath | None = None
     bin_type: BinType | None = None
+    tokenizer: DatasetTokenizer | None = None
     volume: DataVolume | None = None
 
 

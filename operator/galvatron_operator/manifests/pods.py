@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from galvatron_operator import names
 from galvatron_operator.api import GalvatronJob
-from galvatron_operator.api.spec import SpecValue
+from galvatron_operator.api.values import SpecValue
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.torchrun import Launch, environment, supervisor_command
 

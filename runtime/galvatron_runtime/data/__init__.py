@@ -21,7 +21,7 @@ from galvatron_runtime.data.sources import (
     TokenSamples,
     num_windows,
 )
-from galvatron_runtime.data.texts import BYTE_VOCABULARY, UnusableData, describe, token_file
+from galvatron_runtime.data.texts import BYTE_VOCABULARY, UnusableData, cut_file, describe, token_file
 from galvatron_runtime.data.tokens import check_tokens, map_bare, map_tokens, token_files
 
 __all__ = [
@@ -76,6 +76,9 @@ def _files(source: PythonDocs | TextFiles | TokenFiles, model: Model, directory:
             files = token_files(source)
             check_tokens(source, files, model, directory)
             return tuple(map_tokens(path, source) for path in files)
+        case TextFiles(tokenizer=str(tokenizer)):
+            path = cut_file(source, tokenizer, directory, vocabulary_size=model.vocabulary_size)
+            return (np.load(path, mmap_mode="r"),)
         case PythonDocs() | TextFiles():
             if model.vocabulary_size < BYTE_VOCABULARY:
                 raise UnusableData(

@@ -1,8 +1,9 @@
-"""Texts become one file of bytes per node, a token each, made by the first process that wants it and mapped by all."""
+"""Texts become one file of tokens per node, bytes or a tokenizer's, made by the first process that wants it."""
 
 import ast
 import logging
 import sysconfig
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,10 +12,14 @@ from typing import assert_never
 from galvatron_planner.errors import GalvatronError
 from galvatron_planner.training import DataSource, ImageFolder, PythonDocs, SyntheticData, TextFiles, TokenFiles
 from galvatron_runtime.data.node_files import node_file
+from galvatron_runtime.documents import Piece, all_pieces, text_files
+from galvatron_runtime.tokenizing import end_id_of, open_tokenizer, write_tokens
 
 log = logging.getLogger(__name__)
 
 BYTE_VOCABULARY = 256
+TOLD_SECONDS = 15.0
+"""Between two words about texts that are being cut."""
 _TEXT_SUFFIXES = {".txt", ".md"}
 _NOT_DOCUMENTATION = {
     "test",
@@ -31,6 +36,44 @@ _NOT_DOCUMENTATION = {
 
 class UnusableData(GalvatronError):
     """A data source from which no sample can be drawn."""
+
+
+def cut_file(source: TextFiles, tokenizer: str, directory: Path, *, vocabulary_size: int) -> Path:
+    """Find the file of a tokenizer's ids, or make it: a ``*.npy``.
+
+    Args:
+        source: the texts.
+        tokenizer: where it lies.
+        directory: of this node.
+        vocabulary_size: tokens that the model knows.
+
+    Raises:
+        GalvatronError: when there are no texts, or the tokenizer cannot be used; naming the file.
+    """
+    cutter = open_tokenizer(Path(tokenizer))
+    if cutter.get_vocab_size() > vocabulary_size:
+        raise UnusableData(
+            f"{tokenizer} has {cutter.get_vocab_size()} tokens, the model knows {vocabulary_size}",
+            remedy="set spec.model.vocabularySize to at least as many",
+        )
+    files, end_id = text_files([Path(source.path)]), end_id_of(cutter, source.end_token)
+
+    def make(path: Path) -> None:
+        written = write_tokens(_told(files, source), cutter, path, end_id=end_id)
+        log.info("texts cut", extra={"num_tokens": written.num_tokens, "num_documents": written.num_documents})
+
+    key = f"{source.model_dump_json()} {cutter.to_str()}"
+    return node_file(directory, ".npy", key=key, files=files, make=make)
+
+
+def _told(files: Sequence[Path], source: TextFiles) -> Iterator[Piece]:
+    """Read documents, and say now and then how far it is."""
+    told = time.monotonic()
+    for piece, share in all_pieces(files, field=source.field):
+        if time.monotonic() - told >= TOLD_SECONDS:
+            told = time.monotonic()
+            log.info("cutting texts into tokens", extra={"source": describe(source), "percent": round(100 * share)})
+        yield piece
 
 
 def token_file(source: PythonDocs | TextFiles, directory: Path) -> Path:

@@ -12,13 +12,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from typer.testing import CliRunner, Result
 
 import builders
-from galvatron_operator import texts
-from galvatron_operator.cli import app
-from galvatron_operator.preparing import UnusableTokenizer, write_tokens
-from galvatron_operator.texts import Piece, UnreadableText
 from galvatron_planner.errors import InvalidInput
-from galvatron_planner.training import TokenFiles
-from galvatron_runtime.data import open_samples
+from galvatron_planner.training import TextFiles, TokenFiles
+from galvatron_runtime import documents as texts
+from galvatron_runtime.data import UnusableData, open_samples
+from galvatron_runtime.documents import Piece, UnreadableText
+from galvatron_runtime.prepare import app
+from galvatron_runtime.tokenizing import UnusableTokenizer, write_tokens
 
 END = "<|endoftext|>"
 SONGS = [f"{count} green bottles, hanging on the wall\nüber {count - 1}\n" for count in range(9, 0, -1)]
@@ -40,7 +40,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepare(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, ["prepare", *map(str, arguments)])
+    return CliRunner().invoke(app, [*map(str, arguments)])
 
 
 def documents(ids: Sequence[int], tokenizer: Path) -> list[str]:
@@ -143,3 +143,37 @@ def test_tokenizers_and_outputs_are_checked_before_anything_is_read(tokenizer: P
     assert isinstance(prepare(tmp_path, "--tokenizer", tokenizer, "--output", out).exception, InvalidInput)
     (tmp_path / "a.txt").write_text("a text")
     assert prepare(tmp_path, "--tokenizer", tokenizer, "--output", out, "--force").exit_code == 0
+
+
+def test_training_cuts_texts_once_per_node_as_prepare_does(tokenizer: Path, tmp_path: Path) -> None:
+    source = tmp_path / "corpus"
+    (source / "deeper").mkdir(parents=True)
+    (source / "..data").mkdir()  # as in a mounted ConfigMap
+    (source / "a.jsonl").write_text("\n".join(json.dumps({"song": song}) for song in SONGS))
+    parquet.write_table(pa.table({"song": SONGS}), source / "deeper" / "b.parquet")
+    (source / "..data" / "a.jsonl").write_text("{}")
+    out = tmp_path / "t.npy"
+    assert prepare(source, "--tokenizer", tokenizer, "--output", out, "--field", "song").exit_code == 0
+    model = builders.model(vocabulary_size=300, sequence_length=8)
+    cut = TextFiles(path=str(source), tokenizer=str(tokenizer), field="song")
+
+    def batches(data: TextFiles | TokenFiles) -> list[list[list[int]]]:
+        samples = open_samples(data, model=model, seed=1, batch_size=4, directory=tmp_path / "node")
+        return [samples.samples(step, 0, 4).inputs[0].tolist() for step in range(3)]
+
+    expected = batches(TokenFiles(path=str(out)))
+    assert batches(cut) == expected
+    (made,) = (tmp_path / "node" / "data").glob("*.npy")
+    changed = made.stat().st_mtime_ns
+    assert batches(cut) == expected
+    assert made.stat().st_mtime_ns == changed
+
+
+def test_a_tokenizer_of_another_model_is_refused_before_anything_is_cut(tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(SONGS[0])
+    source = TextFiles(path=str(tmp_path), tokenizer=str(tokenizer))
+    model = builders.model(vocabulary_size=256, sequence_length=8)
+    size = Tokenizer.from_file(str(tokenizer)).get_vocab_size()
+    with pytest.raises(UnusableData, match=f"has {size} tokens, the model knows 256"):
+        open_samples(source, model=model, seed=1, batch_size=2, directory=tmp_path / "node")
+    assert not (tmp_path / "node").exists()

@@ -1,31 +1,23 @@
-"""``galvatron prepare``: texts become one file of token ids, as ``spec.training.dataset`` reads them.
+"""Documents cut into tokens of a Hugging Face tokenizer, written as one file of ids that training maps.
 
-Tokenizers are those of Hugging Face. Ids are written as they come; what is unfinished has another name, and goes.
+Ids are written as they come; what is unfinished has another name, and goes.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from galvatron_operator.texts import PIECE_BYTES, Piece, pieces, text_files
 from galvatron_planner.errors import GalvatronError, InvalidInput
-from galvatron_planner.units import format_bytes
+from galvatron_runtime.documents import PIECE_BYTES, Piece
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 """What common tokenizers put behind a document: GPT-2 and Qwen, Llama 3, LLaMA and T5, Gemma, BERT."""
-_LEAST_SHARE = 0.002
-"""Of the files, at which the bar moves."""
-
-console = Console()
 
 
 class UnusableTokenizer(GalvatronError):
@@ -38,45 +30,6 @@ class Prepared:
 
     num_documents: int
     num_tokens: int
-
-
-def prepare(
-    sources: Annotated[
-        list[Path],
-        typer.Argument(help="*.txt, *.md, *.jsonl and *.parquet files, or directories.", metavar="SOURCE..."),
-    ],
-    *,
-    tokenizer: Annotated[Path, typer.Option(help="A tokenizer.json, or the directory of a model that holds one.")],
-    output: Annotated[Path, typer.Option(help="The *.npy file to write.")],
-    field: Annotated[str, typer.Option(help="Where JSON lines and Parquet rows hold their text.")] = "text",
-    end_token: Annotated[
-        str | None, typer.Option(help="Behind every document; empty for none. Default: the tokenizer's.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
-) -> None:
-    """Turn texts into a file of token ids to train on."""
-    if output.suffix != ".npy":
-        raise InvalidInput(f"--output {output} is no *.npy file", remedy=f"write {output.with_suffix('.npy')}")
-    if output.exists() and not force:
-        raise InvalidInput(f"{output} exists", remedy="name another file, or add --force")
-    files = text_files(sources)
-    cutter = open_tokenizer(tokenizer)
-    end = _end_id(cutter, end_token)
-    vocabulary_size = cutter.get_vocab_size()
-    try:
-        prepared = write_tokens(_with_progress(files, field), cutter, output, end_id=end)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; nothing was written")
-        raise typer.Exit(130) from None
-    console.print(
-        f"{output}: {prepared.num_tokens:,} tokens of {prepared.num_documents:,} documents,"
-        f" {format_bytes(output.stat().st_size)}\n"
-        f"  spec.model.vocabularySize: {vocabulary_size} or more\n"
-        f"  spec.training.dataset: {{source: Tokens, path: {output}}}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
 
 
 def open_tokenizer(path: Path) -> "Tokenizer":
@@ -161,27 +114,16 @@ def _batches(texts: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _with_progress(files: tuple[Path, ...], field: str) -> Iterator[Piece]:
-    """Read all files, and show how far it is by their sizes."""
-    sizes = [path.stat().st_size for path in files]
-    total = max(sum(sizes), 1)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
-    before, shown = 0, 0.0
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bars:
-        task = bars.add_task("reading", total=1.0)
-        for path, size in zip(files, sizes, strict=True):
-            bars.update(task, description=path.name)
-            for piece in pieces(path, field=field):
-                share = (before + piece.share * size) / total
-                if share - shown >= _LEAST_SHARE:
-                    bars.update(task, completed=share)
-                    shown = share
-                yield piece
-            before += size
-        bars.update(task, completed=1.0)
+def end_id_of(cutter: "Tokenizer", wanted: str | None) -> int | None:
+    """Find the token that goes behind documents.
 
+    Args:
+        cutter: the tokenizer.
+        wanted: its name; empty for none, absent for the tokenizer's own.
 
-def _end_id(cutter: "Tokenizer", wanted: str | None) -> int | None:
+    Raises:
+        UnusableTokenizer: when there is no such token.
+    """
     if wanted == "":
         return None
     for token in END_TOKENS if wanted is None else (wanted,):

@@ -43,7 +43,7 @@ def text_files(sources: Sequence[Path]) -> tuple[Path, ...]:
     found: list[Path] = []
     for source in sources:
         if source.is_dir():
-            found += sorted(path for path in source.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+            found += sorted(path for path in source.rglob("*") if _is_text(path, source))
         elif not source.is_file():
             raise UnreadableText(f"{source} is neither a file nor a directory", remedy="correct the path")
         elif source.suffix not in SUFFIXES:
@@ -55,6 +55,12 @@ def text_files(sources: Sequence[Path]) -> tuple[Path, ...]:
             f"{', '.join(map(str, sources))}: no {', '.join(SUFFIXES)} files", remedy="name a directory that holds some"
         )
     return tuple(found)
+
+
+def _is_text(path: Path, source: Path) -> bool:
+    # A mounted ConfigMap holds its files a second time in a hidden directory.
+    is_hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
+    return path.suffix in SUFFIXES and path.is_file() and not is_hidden
 
 
 def pieces(path: Path, *, field: str) -> Iterator[Piece]:
@@ -81,6 +87,16 @@ def pieces(path: Path, *, field: str) -> Iterator[Piece]:
         ) from error
     except OSError as error:
         raise UnreadableText(f"cannot read {path}: {error.strerror or error}", remedy="make it readable") from error
+
+
+def all_pieces(files: Sequence[Path], *, field: str) -> Iterator[tuple[Piece, float]]:
+    """Read the documents of files one after another, and tell with each piece which share of all is read, 0 to 1."""
+    sizes = [path.stat().st_size for path in files]
+    total, before = max(sum(sizes), 1), 0
+    for path, size in zip(files, sizes, strict=True):
+        for piece in pieces(path, field=field):
+            yield piece, (before + piece.share * size) / total
+        before += size
 
 
 def _text(path: Path) -> Iterator[Piece]:

@@ -1,0 +1,37 @@
+"""What the parts of ``spec`` are made of: their base, and numbers, quantities and names as Kubernetes writes them."""
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+from galvatron_planner.documents import Value
+
+PositiveDecimal = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?$", max_length=32)]
+"""A number as text: Kubernetes objects hold no floats."""
+MemoryQuantity = Annotated[
+    str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32)
+]
+Quantity = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32),
+    BeforeValidator(lambda value: str(value) if type(value) is int else value),
+]
+"""An amount of CPU or memory; whole numbers may be written without quotes."""
+ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+_SEGMENT = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"
+DirectoryPath = Annotated[str, StringConstraints(pattern=rf"^{_SEGMENT}(/{_SEGMENT})*$", max_length=255)]
+"""A relative path that cannot leave its volume: no part begins with a dot."""
+DataPath = Annotated[str, StringConstraints(pattern=rf"^(\.|{_SEGMENT}(/{_SEGMENT})*)$", max_length=255)]
+ConfigMapKey = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
+CatalogueName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+LabelText = Annotated[str, StringConstraints(max_length=317)]
+
+BatchSize = Annotated[int, Field(ge=1, le=1_048_576)]
+Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
+
+
+class SpecValue(Value):
+    """A frozen part of ``spec``, written in camelCase; unknown fields are refused."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
