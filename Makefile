@@ -11,7 +11,7 @@ JOB ?= docs/examples/quickstart.yaml
 CLUSTER := bash tests/cluster/cluster.sh
 CHART := charts/galvatron-operator
 
-.PHONY: help run test check format bench bench-accuracy bench-runtime cluster cluster-down images chart clean
+.PHONY: help run test check format bench bench-accuracy bench-runtime bench-resume cluster cluster-down images chart clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -38,6 +38,9 @@ bench-accuracy: $(INSTALLED) ## measure: 200 random plans of several models, pre
 
 bench-runtime: $(INSTALLED) ## measure: the runtime against DDP, FSDP2, DTensor and pipelining by hand
 	cd tests && ../$(BIN)/python -m benchmarks.native
+
+bench-resume: $(INSTALLED) ## measure: checkpoints of all 44 strategies of 8 devices under all of them, bit for bit
+	cd tests && ../$(BIN)/python -m benchmarks.resume
 
 bench: $(INSTALLED) ## measure: search times, the search against its oracle and the published ones
 	cd tests && ../$(BIN)/python -m benchmarks.search

@@ -235,7 +235,7 @@ def _profile(
     arguments = torchrun.measuring_arguments(request_path=str(directory.request), output_path=str(directory.profile))
     run_ranks(job, "profile", directory, arguments=arguments, port=port, on_status=on_status)
     profile = Profile.from_json(directory.profile.read_text())
-    listener.end(f"measured on {profile.device_name}")
+    listener.end(f"measured on {profile.device_name}, durations to {profile.typical_uncertainty:.0%} (median)")
     return profile
 
 

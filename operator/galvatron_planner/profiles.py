@@ -8,6 +8,7 @@ from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise
 from math import ceil
+from statistics import median
 from typing import Literal, Self, assert_never
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
@@ -97,6 +98,7 @@ class LayerSample(Value):
         activation_bytes: kept from forward to backward without checkpointing; the layer's input included, its output
             not.
         transient_bytes: peak working memory of forward or backward above the kept activations and parameter state.
+        uncertainty: standard error of the seconds, relative to them; 0 where nothing was measured.
     """
 
     micro_batch_size: PositiveInt
@@ -104,6 +106,7 @@ class LayerSample(Value):
     backward_seconds: NonNegativeFloat
     activation_bytes: NonNegativeInt
     transient_bytes: NonNegativeInt
+    uncertainty: NonNegativeFloat = 0.0
 
 
 class LayerProfile(Value):
@@ -122,6 +125,7 @@ class LayerProfile(Value):
             backward_seconds=backward,
             activation_bytes=ceil(activations),
             transient_bytes=ceil(transient),
+            uncertainty=0.0,
         )
 
     @cached_property
@@ -136,10 +140,14 @@ class LayerProfile(Value):
 
 
 class LinkSample(Value):
-    """One collective at one payload, in seconds from the first device that enters to the last that leaves."""
+    """One collective at one payload, in seconds from the first device that enters to the last that leaves.
+
+    ``uncertainty`` is as of a layer.
+    """
 
     payload_bytes: PositiveInt
     seconds: NonNegativeFloat
+    uncertainty: NonNegativeFloat = 0.0
 
 
 class LinkProfile(Value):
@@ -197,6 +205,13 @@ class Profile(Document):
             if not _rises([sample.payload_bytes for sample in link.samples]):
                 raise ValueError(f"samples of {link.collective} do not rise in payload")
         return self
+
+    @property
+    def typical_uncertainty(self) -> float:
+        """Relative standard error of the middle one of all measured durations; 0 where nothing was measured."""
+        of_layers = (sample.uncertainty for layer in self.layers for sample in layer.samples)
+        of_links = (sample.uncertainty for link in self.links for sample in link.samples)
+        return median([*of_layers, *of_links])
 
     @property
     def max_tensor_degree(self) -> int:

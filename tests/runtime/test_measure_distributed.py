@@ -57,6 +57,17 @@ def measure(asked: ProfileRequest, folder: Path) -> Profile:
     return Profile.from_json((folder / "profile.json").read_text())
 
 
+def test_every_duration_says_how_certain_it_is(measured: Measured) -> None:
+    _, _, profile = measured
+    samples = [
+        *(s for layer in profile.layers for s in layer.samples),
+        *(s for link in profile.links for s in link.samples),
+    ]
+    assert all(0 <= sample.uncertainty and isfinite(sample.uncertainty) for sample in samples)
+    assert any(sample.uncertainty > 0 for sample in samples)
+    assert 0 < profile.typical_uncertainty < 0.5
+
+
 def test_every_layer_is_measured_at_every_degree_that_it_admits(measured: Measured) -> None:
     _, asked, profile = measured
     expected = [

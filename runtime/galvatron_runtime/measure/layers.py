@@ -24,7 +24,7 @@ from galvatron_runtime.measure.bench import Bench, seconds_between
 from galvatron_runtime.measure.footprint import Footprint, footprint, lasting_storages
 from galvatron_runtime.measure.links import Link
 from galvatron_runtime.measure.passes import LayerPass, build, feed
-from galvatron_runtime.measure.rounds import Trial, rising, time_trials
+from galvatron_runtime.measure.rounds import Timing, Trial, rising, time_trials
 from galvatron_runtime.parallel.tensor import connect_for_measurement
 
 log = logging.getLogger(__name__)
@@ -81,10 +81,10 @@ def measure_layers(
         if subject.group in neighbours:
             connect_for_measurement(subject.module, neighbours[subject.group].process_group)
     trials = [_trial(subject, size, request, bench) for subject in subjects for size in subject.footprints]
-    seconds = iter(time_trials(trials, bench=bench, budget_seconds=budget_seconds, activity="measuring layers"))
+    timings = iter(time_trials(trials, bench=bench, budget_seconds=budget_seconds, activity="measuring layers"))
     profiles = []
     for subject in subjects:
-        whole = [next(seconds) for _ in subject.footprints]
+        whole = [next(timings) for _ in subject.footprints]
         link = all_reduces.get(subject.group)
         own = whole if link is None else _without_collectives(subject, whole, link, request.precision)
         profiles.append(_profile(subject, own))
@@ -92,16 +92,19 @@ def measure_layers(
 
 
 def _without_collectives(
-    subject: _Subject, whole: list[tuple[float, ...]], link: LinkProfile, precision: Precision
-) -> list[tuple[float, float]]:
+    subject: _Subject, whole: list[Timing], link: LinkProfile, precision: Precision
+) -> list[Timing]:
     """Take off what the collectives of every pass take by themselves; noise must not leave less than a part of it."""
     strategy, own = _tensor_parallel(subject.tensor_degree), []
-    for size, (forward, backward) in zip(subject.footprints, whole, strict=True):
+    for size, timing in zip(subject.footprints, whole, strict=True):
+        forward, backward = timing.parts
         said = communication(subject.layer, strategy, local_samples=size, precision=precision)
         there, back = (
             sum(link.seconds(one.payload_bytes) for one in collectives) for collectives in (said.forward, said.backward)
         )
-        own.append((max(forward - there, _LEAST_SHARE * forward), max(backward - back, _LEAST_SHARE * backward)))
+        parts = (max(forward - there, _LEAST_SHARE * forward), max(backward - back, _LEAST_SHARE * backward))
+        # What is taken off is known better than what is left: the same seconds of error are a larger share.
+        own.append(Timing(parts, timing.uncertainty * (forward + backward) / sum(parts)))
     return own
 
 
@@ -168,9 +171,9 @@ def _time_passes(layer_pass: LayerPass, num_passes: int, bench: Bench) -> tuple[
     return forward, backward
 
 
-def _profile(subject: _Subject, seconds: Sequence[tuple[float, ...]]) -> LayerProfile:
-    forward = rising([parts[0] for parts in seconds])
-    backward = rising([parts[1] for parts in seconds])
+def _profile(subject: _Subject, timings: Sequence[Timing]) -> LayerProfile:
+    forward = rising([timing.parts[0] for timing in timings])
+    backward = rising([timing.parts[1] for timing in timings])
     # At small sizes the gradient of one parameter is more than all activations, and the more of these are freed before
     # it is made, the less it adds to them. No larger size gets away with less: the search reads between the samples.
     transient = list(accumulate((memory.transient_bytes for memory in subject.footprints.values()), max))
@@ -181,6 +184,7 @@ def _profile(subject: _Subject, seconds: Sequence[tuple[float, ...]]) -> LayerPr
             backward_seconds=backward[i],
             activation_bytes=memory.activation_bytes,
             transient_bytes=transient[i],
+            uncertainty=timings[i].uncertainty,
         )
         for i, (size, memory) in enumerate(subject.footprints.items())
     )

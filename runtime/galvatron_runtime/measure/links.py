@@ -14,7 +14,7 @@ import torch.distributed as dist
 from galvatron_planner.cluster import Group
 from galvatron_planner.profiles import Collective, LinkProfile, LinkSample, ProfileRequest
 from galvatron_runtime.measure.bench import Bench, seconds_between
-from galvatron_runtime.measure.rounds import Trial, rising, time_trials
+from galvatron_runtime.measure.rounds import Timing, Trial, rising, time_trials
 
 Communicate = Callable[[], object]
 
@@ -64,9 +64,9 @@ def measure_links(
         for link, collective in curves
         for payload in request.payload_bytes
     ]
-    seconds = iter(time_trials(trials, bench=bench, budget_seconds=budget_seconds, activity="measuring links"))
+    timings = iter(time_trials(trials, bench=bench, budget_seconds=budget_seconds, activity="measuring links"))
     return tuple(
-        _profile(link.group, collective, request.payload_bytes, [sum(next(seconds)) for _ in request.payload_bytes])
+        _profile(link.group, collective, request.payload_bytes, [next(timings) for _ in request.payload_bytes])
         for link, collective in curves
     )
 
@@ -133,9 +133,10 @@ def _send_there_and_back(tensor: torch.Tensor, link: Link, rank: int) -> None:
             work.wait()
 
 
-def _profile(group: Group, collective: Collective, payloads: tuple[int, ...], seconds: list[float]) -> LinkProfile:
+def _profile(group: Group, collective: Collective, payloads: tuple[int, ...], timings: list[Timing]) -> LinkProfile:
+    seconds = rising([sum(timing.parts) for timing in timings])
     samples = tuple(
-        LinkSample(payload_bytes=payload, seconds=duration)
-        for payload, duration in zip(payloads, rising(seconds), strict=True)
+        LinkSample(payload_bytes=payload, seconds=duration, uncertainty=timing.uncertainty)
+        for payload, duration, timing in zip(payloads, seconds, timings, strict=True)
     )
     return LinkProfile(collective=collective, group=group, samples=samples)

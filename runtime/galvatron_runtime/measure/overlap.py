@@ -64,7 +64,7 @@ def measure_overlap(link: Link | None, request: ProfileRequest, *, bench: Bench,
         Trial("computation beside an all-reduce", lambda times: contest.run_both(times, num_passes=num_passes)),
     )
     timed = time_trials(trials, bench=bench, budget_seconds=budget_seconds, activity="measuring overlap")
-    (computation,), (communication,), together = timed
+    (computation,), (communication,), together = (one.parts for one in timed)
     return slowdowns(alone=Durations(computation, communication), together=Durations(*together))
 
 

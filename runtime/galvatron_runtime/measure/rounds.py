@@ -49,9 +49,20 @@ class Trial:
     run: Callable[[int], tuple[float, ...]]
 
 
-def time_trials(
-    trials: Sequence[Trial], *, bench: Bench, budget_seconds: float, activity: str
-) -> tuple[tuple[float, ...], ...]:
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What one pass of a trial takes.
+
+    Attributes:
+        parts: seconds of each part of it.
+        uncertainty: standard error of their sum, relative to it.
+    """
+
+    parts: tuple[float, ...]
+    uncertainty: float
+
+
+def time_trials(trials: Sequence[Trial], *, bench: Bench, budget_seconds: float, activity: str) -> tuple[Timing, ...]:
     """Time one pass of every trial.
 
     Args:
@@ -61,9 +72,9 @@ def time_trials(
         activity: what people are told is going on.
 
     Returns:
-        Per trial the seconds of each part of one pass: the median over rounds of a block's duration on the slowest
-        rank, per pass. The slowest, because a step ends when its last rank ends; over a block, the luck of one pass
-        on one rank averages out.
+        Per trial the seconds of each part of one pass, and how certain they are: the median over rounds of a block's
+        duration on the slowest rank, per pass. The slowest, because a step ends when its last rank ends; over a block,
+        the luck of one pass on one rank averages out.
 
     Raises:
         NoisyMeasurement: when medians stay too uncertain, or are not finite.
@@ -89,7 +100,7 @@ def time_trials(
             "seconds": round(time.monotonic() - started, 1),
         },
     )
-    return rounds.medians()
+    return rounds.timings()
 
 
 def _still_uncertain(rounds: "_Rounds", *, overtime_seconds: float) -> list[int]:
@@ -148,9 +159,9 @@ class _Rounds:
             self.parts[i].append(tuple(part * scale for part in mean))
         self.num_rounds += 1
 
-    def medians(self) -> tuple[tuple[float, ...], ...]:
+    def timings(self) -> tuple[Timing, ...]:
         """Median over the rounds, per trial and part."""
-        return tuple(tuple(statistics.median(part) for part in zip(*blocks, strict=True)) for blocks in self.parts)
+        return tuple(_timing(blocks) for blocks in self.parts)
 
     def uncertainties(self) -> list[float]:
         """Relative standard error of every trial's median; short durations count as a share of the longest."""
@@ -169,6 +180,14 @@ class _Rounds:
                     f" over {len(self.parts[i])} rounds",
                     remedy="measure again while nothing else runs on these devices",
                 )
+
+
+def _timing(blocks: Sequence[tuple[float, ...]]) -> Timing:
+    durations = [sum(parts) for parts in blocks]
+    return Timing(
+        parts=tuple(statistics.median(part) for part in zip(*blocks, strict=True)),
+        uncertainty=uncertainty(durations) / max(statistics.median(durations), 1e-9),
+    )
 
 
 def uncertainty(durations: Sequence[float]) -> float:

@@ -50,10 +50,10 @@ def optimizer_seconds_per_parameter(request: ProfileRequest, *, bench: Bench, bu
         global_norm([], devices_per_stage=bench.world_size, device=bench.device)
 
     trials = (_repeating("an optimizer step", clip_and_step, bench), _repeating("a norm", agree_only, bench))
-    (whole,), (agreeing,) = time_trials(
+    whole, agreeing = time_trials(
         trials, bench=bench, budget_seconds=budget_seconds, activity="measuring the optimizer"
     )
-    return max(0.0, whole - agreeing) / sum(sizes)
+    return max(0.0, sum(whole.parts) - sum(agreeing.parts)) / sum(sizes)
 
 
 def step_overhead_seconds(request: ProfileRequest, *, bench: Bench, budget_seconds: float) -> float:
@@ -74,10 +74,10 @@ def step_overhead_seconds(request: ProfileRequest, *, bench: Bench, budget_secon
         global_norm([], devices_per_stage=bench.world_size, device=bench.device).item()
 
     trial = _repeating("the overhead of a step", run_once, bench)
-    ((seconds,),) = time_trials(
+    (overhead,) = time_trials(
         [trial], bench=bench, budget_seconds=budget_seconds, activity="measuring the overhead of a step"
     )
-    return seconds
+    return sum(overhead.parts)
 
 
 def _repeating(name: str, run_once: Callable[[], None], bench: Bench) -> Trial:
