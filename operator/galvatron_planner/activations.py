@@ -8,6 +8,7 @@ dropout. A test holds the counts equal to what the runtime measures of itself.
 from typing import assert_never
 
 from galvatron_planner.model import (
+    Attention,
     Block,
     Embedding,
     Head,
@@ -55,6 +56,21 @@ def activation_bytes(layer: LayerSpec, *, tensor_degree: int, precision: Precisi
             return max(input_bytes(layer, precision), layer.kept_elements * precision.activation_bytes)
         case _:
             assert_never(layer)
+
+
+def mask_bytes(layer: LayerSpec, *, tensor_degree: int, precision: Precision) -> int:
+    """Bytes that a pass keeps whatever its number of samples: what is added to the scores of this device's heads.
+
+    A number for every pair of tokens, from the table of distances; of windows that are shifted, for every window.
+    """
+    if not isinstance(layer, Block) or layer.positions is not Positions.RELATIVE:
+        return 0
+    heads = layer.num_heads // tensor_degree
+    if not layer.window_size:
+        is_hidden = layer.sequence_length**2 if layer.attention is Attention.CAUSAL else 0
+        return heads * layer.sequence_length**2 * precision.activation_bytes + is_hidden
+    num_windows = layer.sequence_length // layer.window_size**2
+    return num_windows * heads * layer.window_size**4 * precision.activation_bytes
 
 
 def transient_bytes(layer: LayerSpec, *, tensor_degree: int, precision: Precision) -> int:
@@ -113,6 +129,9 @@ def _block_bytes(layer: Block, tensor_degree: int, precision: Precision) -> int:
     if layer.memory_length:
         parts += 1
         split += 2 * (tokens * layer.query_size + layer.memory_length * layer.key_value_size) * number + log_sums
+    if 0 < layer.window_size**2 < layer.sequence_length:
+        # Mixed heads in the order of the windows, and in that of the image.
+        split += tokens * layer.query_size * number
     whole = parts * (2 * boundary_bytes(layer, precision) + tokens * _statistics_bytes(layer.norm, precision))
     return whole + memory_bytes(layer, precision) + split // tensor_degree
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import log2
 from typing import assert_never
 
-from galvatron_planner.activations import activation_bytes, gradient_buffer_bytes, transient_bytes
+from galvatron_planner.activations import activation_bytes, gradient_buffer_bytes, mask_bytes, transient_bytes
 from galvatron_planner.catalogue import DeviceSpec, Links
 from galvatron_planner.cluster import DeviceKind, Group
 from galvatron_planner.dimensions import refusal
@@ -107,6 +107,7 @@ def _layer(layer: LayerSpec, degree: int, sizes: tuple[int, ...], roofline: _Roo
     kept = activation_bytes(layer, tensor_degree=degree, precision=precision)
     passing = transient_bytes(layer, tensor_degree=degree, precision=precision)
     buffer = gradient_buffer_bytes(layer, tensor_degree=degree, precision=precision)
+    mask = mask_bytes(layer, tensor_degree=degree, precision=precision)
     work = _Work.of(layer, degree, roofline, touched_bytes=kept + passing)
     return LayerProfile(
         layer=layer,
@@ -116,7 +117,7 @@ def _layer(layer: LayerSpec, degree: int, sizes: tuple[int, ...], roofline: _Roo
                 micro_batch_size=size,
                 forward_seconds=work.forward_seconds(size),
                 backward_seconds=work.backward_seconds(size),
-                activation_bytes=size * kept,
+                activation_bytes=size * kept + mask,
                 transient_bytes=size * passing + buffer,
             )
             for size in sizes

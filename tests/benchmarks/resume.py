@@ -1,8 +1,9 @@
 """Every checkpoint under every plan: one plan for each strategy of 8 devices, all pairs, bit for bit.
 
-    cd tests && python -m benchmarks.resume [--zero2]
+    cd tests && python -m benchmarks.resume [--zero2] [--sources N]
 
-44 strategies (62 with ZeRO-2) on six blocks of a GPT whose vocabulary is tied; embedding and head have that of the
+All pairs take about 100 minutes on two cores; with ``--sources`` every plan resumes the checkpoints of N others, other
+ones each. 44 strategies (62 with ZeRO-2) on six blocks of a GPT whose vocabulary is tied; embedding and head have that of the
 blocks, without CKPT. Exits with 1 where a single tensor differs.
 """
 
@@ -25,7 +26,7 @@ from galvatron_planner.problem import SearchDimension, SearchLimits
 from galvatron_planner.strategy import LayerStrategy
 from supervision import torchrun
 
-NUM_DEVICES = 8
+NUM_DEVICES, NUM_STRATEGIES = 8, 62
 TESTS = Path(__file__).parents[1]
 SPEC = builders.model(
     Family.GPT, hidden_size=32, num_layers=6, num_heads=8, feed_forward_size=32, sequence_length=8, vocabulary_size=67
@@ -59,6 +60,7 @@ def main() -> int:
     """Run the benchmark; the process's exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--zero2", action="store_true", help="also the strategies with ZeRO-2")
+    parser.add_argument("--sources", type=int, default=NUM_STRATEGIES, help="checkpoints that every plan resumes")
     options = parser.parse_args()
     limits = SearchLimits(excluded=() if options.zero2 else (SearchDimension.ZERO2,))
     with TemporaryDirectory() as name:
@@ -67,7 +69,9 @@ def main() -> int:
             (folder / f"{number:02}.plan.json").write_text(one.to_json())
         script = TESTS / "runtime" / "resume_plans.py"
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-        subprocess.run(torchrun(NUM_DEVICES, str(script), str(folder)), check=True, env=environment)
+        subprocess.run(
+            torchrun(NUM_DEVICES, str(script), str(folder), str(options.sources)), check=True, env=environment
+        )
         result = json.loads((folder / "result.json").read_text())
     wrong = result["wrong"]
     today = date.today().isoformat()  # noqa: DTZ011

@@ -1,14 +1,16 @@
 """Started by torchrun: save a training checkpoint under every plan of a folder and load it under every one.
 
-    resume_plans.py FOLDER
+    resume_plans.py FOLDER [SOURCES]
 
-reads ``FOLDER/<case>.plan.json`` and writes ``FOLDER/result.json``: pairs, tensors compared, and what differed.
+reads ``FOLDER/<case>.plan.json`` and writes ``FOLDER/result.json``: pairs, tensors compared, and what differed. With a
+number of sources every plan loads the checkpoints of so many plans only, other ones each time.
 """
 
 import json
 import sys
 import time
 from collections.abc import Mapping
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
@@ -29,27 +31,28 @@ OPTIMIZER = AdamW(learning_rate=1e-2)
 CPU = torch.device("cpu")
 
 
-def main(folder: Path) -> None:
-    """Save under all plans, then load all under all."""
+def main(folder: Path, num_sources: int | None = None) -> None:
+    """Save under all plans, then load all, or some, under all."""
     torch.set_num_threads(1)
     start_process_groups(DeviceKind.CPU, timeout_seconds=60)
     plans = {file.name.removesuffix(".plan.json"): read(file) for file in sorted(folder.glob("*.plan.json"))}
     saved = {case: save(plan, folder / case) for case, plan in plans.items()}
     started, wrong, num_tensors = time.monotonic(), [], 0
-    for here, plan in plans.items():
+    sources = min(num_sources or len(plans), len(plans))
+    for number, (here, plan) in enumerate(plans.items()):
         state = fresh(plan, seed=train_plans.SEED + 1)
-        for there, expected in saved.items():
+        for there, expected in islice(cycle(saved.items()), number * sources, (number + 1) * sources):
             store(plan, folder / there).load(state, 1)
             for name, value in whole(state).items():
                 num_tensors += 1
                 if not torch.equal(value, expected[name]):
                     wrong.append(f"{name} of {there} under {here} on rank {dist.get_rank()}")
-        tell(f"{here}: resumed the checkpoints of all {len(plans)} plans")
+        tell(f"{here}: resumed the checkpoints of {sources} plans")
     told: list[list[str]] = [[]] * dist.get_world_size()
     dist.all_gather_object(told, wrong)
     if dist.get_rank() == 0:
         result = {
-            "pairs": len(plans) ** 2,
+            "pairs": len(plans) * sources,
             "tensors": num_tensors,
             "wrong": [one for rank in told for one in rank],
             "seconds": time.monotonic() - started,
@@ -106,4 +109,4 @@ def tell(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -74,11 +74,18 @@ class WindowAttention(nn.Module):
         """Mix values within windows of T tokens: [B, N, S, D]."""
         device = query_BNSD.device
         mask_NTT = F.embedding(window_offsets(self.window, device), local(self._table[0].weight)).permute(2, 0, 1)
+        windows_BWNTD = [self._to_windows(x) for x in (query_BNSD, key_BNSD, value_BNSD)]
+        # Torch's fused kernels take four dims, and a mask that is the same for all samples without copying it: windows
+        # count as samples where they have the same mask, and as heads where each has its own.
         if self.shift:
             # [W, 1, T, T] for the W windows of an image.
-            mask_NTT = mask_NTT + shift_mask(self.side, self.window, self.shift, mask_NTT.dtype, device)
-        query, key, value = (self._to_windows(x) for x in (query_BNSD, key_BNSD, value_BNSD))
-        return self._from_windows(F.scaled_dot_product_attention(query, key, value, attn_mask=mask_NTT))
+            apart = shift_mask(self.side, self.window, self.shift, mask_NTT.dtype, device)
+            mask, merged = (mask_NTT + apart).flatten(0, 1), (1, 2)
+        else:
+            mask, merged = mask_NTT, (0, 1)
+        query, key, value = (x.flatten(*merged) for x in windows_BWNTD)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask.unsqueeze(0))
+        return self._from_windows(mixed.view(windows_BWNTD[0].shape))
 
     def _to_windows(self, x_BNSD: Tensor) -> Tensor:
         """Cut the image: [B, N, S, D] to [B, W, N, T, D]."""
@@ -102,10 +109,15 @@ class WindowAttention(nn.Module):
 
 
 def rotate(x_BNSD: Tensor, base: int) -> Tensor:
-    """Turn each pair (i, i + D/2) of a head by position times frequency i (Su et al. 2021, arXiv 2104.09864)."""
-    cosine, sine = _rotary_tables(tuple(x_BNSD.shape[-2:]), base, x_BNSD.dtype, x_BNSD.device)
-    first, second = x_BNSD.chunk(2, dim=-1)
-    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+    """Turn each pair (i, i + D/2) of a head by position times frequency i (Su et al. 2021, arXiv 2104.09864).
+
+    The result lies in memory token by token, as what it is made of: attention then gives the same, and its heads need
+    not be copied to be put together.
+    """
+    tables = _rotary_tables(tuple(x_BNSD.shape[-2:]), base, x_BNSD.dtype, x_BNSD.device)
+    cosine, sine = (table.unsqueeze(1) for table in tables)
+    first, second = x_BNSD.transpose(1, 2).chunk(2, dim=-1)
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1).transpose(1, 2)
 
 
 @lru_cache(maxsize=8)

@@ -153,7 +153,8 @@ class HeadLayer(LayerModule):
             case Pooling.ALL:
                 return hidden_BSH
             case Pooling.FIRST:
-                return hidden_BSH[:, 0]
+                # A view would keep all tokens.
+                return hidden_BSH[:, 0].contiguous()
             case Pooling.MEAN:
                 return hidden_BSH.mean(1)
 
