@@ -250,7 +250,16 @@ def check_model(path: Path, plan: Plan) -> None:
     saved = Plan.from_json((path / PLAN_FILE).read_text())
     here = plan.model.model_dump() | {"parameter_bytes": plan.precision.parameter_bytes}
     there = saved.model.model_dump() | {"parameter_bytes": saved.precision.parameter_bytes}
-    differences = [f"{field} {there[field]} instead of {here[field]}" for field in here if here[field] != there[field]]
+    if "tie_word_embeddings" not in saved.model.model_fields_set and "tie_word_embeddings" in there:
+        # Written before there were tied ones.
+        there["tie_word_embeddings"] = False
+    differing = [field for field in {**here, **there} if here.get(field) != there.get(field)]
+    differences = [
+        "layers of other code or shapes"
+        if field == "layers"
+        else f"{field} {there.get(field)} instead of {here.get(field)}"
+        for field in differing
+    ]
     if differences:
         raise ForeignCheckpoint(
             f"training checkpoint {path} is of another model: {', '.join(differences)}",

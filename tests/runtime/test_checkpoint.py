@@ -16,12 +16,15 @@ from torch._C._distributed_c10d import HashStore
 
 import builders
 from galvatron_planner.model import ModelSpec, Precision
+from galvatron_planner.own import OwnLayer, OwnModel, data_of
+from galvatron_planner.plan import Plan
 from galvatron_planner.training import AdamW, SyntheticData, TrainingCheckpoints, TrainingSpec
 from galvatron_runtime.checkpoint import (
     CheckpointStore,
     CheckpointUnusable,
     ForeignCheckpoint,
     TrainingState,
+    check_model,
     complete_steps,
 )
 from galvatron_runtime.saving import Saver
@@ -194,6 +197,37 @@ def test_a_checkpoint_in_another_number_format_is_refused(tmp_path: Path) -> Non
     store(tmp_path).save(state(steps=1), 10)
     with pytest.raises(ForeignCheckpoint, match="parameter_bytes 4 instead of 8"):
         store(tmp_path, precision=Precision.FP64).load(state(), 10)
+
+
+def test_a_checkpoint_from_before_there_were_tied_tables_is_of_another_model(tmp_path: Path) -> None:
+    saved = store(tmp_path)
+    saved.save(state(), 10)
+    path = tmp_path / "step-00000010" / "plan.json"
+    plan = json.loads(path.read_text())
+    del plan["model"]["tie_word_embeddings"]
+    path.write_text(json.dumps(plan))
+    with pytest.raises(ForeignCheckpoint, match="tie_word_embeddings False instead of True"):
+        store(tmp_path).load(state(), 10)
+
+
+def test_layers_of_ones_own_and_a_family_are_different_models(tmp_path: Path) -> None:
+    store(tmp_path).save(state(), 10)
+    path = tmp_path / "step-00000010" / "plan.json"
+    saved = Plan.from_json(path.read_text())
+    layer = OwnLayer(
+        function="a:b", index=0, digest="", inputs=(), outputs=(), parameters=(), forward_flops=0, kept_elements=0
+    )
+    first, last = data_of(sequence_length=4, vocabulary_size=8, image_size=0)
+    middle = layer.model_copy(update={"inputs": ((4,),), "outputs": ((4,),)})
+    layers = (
+        layer.model_copy(update={"outputs": ((4,),), "data": first}),
+        *(middle, middle),
+        layer.model_copy(update={"inputs": ((4,),), "data": last}),
+    )
+    own = OwnModel(layers=layers, sequence_length=4, vocabulary_size=8)
+    path.write_text(saved.model_copy(update={"model": own}).to_json())
+    with pytest.raises(ForeignCheckpoint, match=r"family own instead of gpt.*layers of other code or shapes"):
+        check_model(tmp_path / "step-00000010", saved)
 
 
 def test_a_new_job_that_must_not_resume_refuses_a_directory_in_use(tmp_path: Path) -> None:
