@@ -135,6 +135,8 @@ def to_galvatron(plan: Plan) -> GalvatronPlan:
     """
     strategies = [strategy for stage in plan.stages for strategy in stage.layers]
     blocks = [s for layer, s in zip(plan.layers, strategies, strict=True) if _is_listed(layer)]
+    if not blocks:
+        raise _inexpressible("the model has no Transformer blocks, which are all that their lists hold")
     shared = _shared_strategy(plan.layers, strategies)
     division = _division(plan)
     return GalvatronPlan(
