@@ -5,11 +5,11 @@ What is wrong is told in two lines, problem and remedy, with exit code 1; an int
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 import yaml
@@ -205,34 +205,16 @@ def export(
     file_gib: Annotated[float, typer.Option("--file-gib", help="About as large a file may be.", min=0.001)] = 5.0,
 ) -> None:
     """Write trained weights as Hugging Face's from_pretrained reads them."""
-    command = [sys.executable, "-m", "galvatron_runtime.export", str(checkpoint), "--output", str(output)]
-    with _interruptible():
-        done = subprocess.run([*command, "--dtype", dtype, "--file-gib", str(file_gib)], check=False)  # noqa: S603 -- ours
-    raise typer.Exit(done.returncode)
+    options = ["--output", str(output), "--dtype", dtype, "--file-gib", str(file_gib)]
+    _run_module("galvatron_runtime.export", [str(checkpoint), *options])
 
 
-@app.command()
-def prepare(
-    sources: Annotated[
-        list[Path],
-        typer.Argument(help="*.txt, *.md, *.jsonl and *.parquet files, or directories.", metavar="SOURCE..."),
-    ],
-    *,
-    tokenizer: Annotated[Path, typer.Option(help="A tokenizer.json, or the directory of a model that holds one.")],
-    output: Annotated[Path, typer.Option(help="The *.npy file to write.")],
-    field: Annotated[str, typer.Option(help="Where JSON lines and Parquet rows hold their text.")] = "text",
-    end_token: Annotated[
-        str | None, typer.Option(help="Behind every document; empty for none. Default: the tokenizer's.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
-) -> None:
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def prepare(context: typer.Context) -> None:
     """Turn texts into a file of token ids to train on."""
-    command = [sys.executable, "-m", "galvatron_runtime.prepare", *map(str, sources)]
-    options = ["--tokenizer", str(tokenizer), "--output", str(output), "--field", field]
-    options += ["--end-token", end_token] if end_token is not None else []
-    with _interruptible():
-        done = subprocess.run([*command, *options, *(["--force"] if force else [])], check=False)  # noqa: S603 -- ours
-    raise typer.Exit(done.returncode)
+    _run_module("galvatron_runtime.prepare", context.args)
 
 
 @app.command()
@@ -300,6 +282,13 @@ def _interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; run the same command again to go on")
         raise typer.Exit(130) from None
+
+
+def _run_module(module: str, arguments: Sequence[str]) -> NoReturn:
+    """Let a command of the runtime do it, and end as it ends."""
+    with _interruptible():
+        done = subprocess.run([sys.executable, "-m", module, *arguments], check=False)  # noqa: S603 -- ours
+    raise typer.Exit(done.returncode)
 
 
 def _answer(question: Question, lists: Lists, files: AnswerFiles | None) -> None:

@@ -92,7 +92,8 @@ def apply(plan: Plan, *, seed: int, device: torch.device, pretrained: Values | N
     parameters = named_parameters(layers, first)
     tied = TiedParameters(plan.model, parameters)
     tied.spread_values()
-    return ParallelModel(plan, meshes, pipeline, parameters, tied)
+    trained = {name: one for name, one in parameters.items() if name not in tied.copies}
+    return ParallelModel(plan, meshes, pipeline, parameters, trained, tied)
 
 
 def reduce_gradients(
@@ -146,6 +147,7 @@ class ParallelModel:
         meshes: its groups.
         pipeline: its stage under the schedule.
         parameters_by_name: its parameters (DTensors where they are split or sharded) under plan-independent names.
+        trained_parameters: what the optimizer changes and training checkpoints hold: all but the copies of tied ones.
         tied: those of them that other layers, also of other stages, hold as well.
     """
 
@@ -153,17 +155,13 @@ class ParallelModel:
     meshes: Meshes
     pipeline: Pipeline
     parameters_by_name: dict[str, nn.Parameter]
+    trained_parameters: dict[str, nn.Parameter]
     tied: TiedParameters
 
     @property
     def stage_index(self) -> int:
         """The pipeline stage of this rank."""
         return self.meshes.stage_index
-
-    @property
-    def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """What the optimizer changes and training checkpoints hold: all parameters but the copies of tied ones."""
-        return {name: one for name, one in self.parameters_by_name.items() if name not in self.tied.copies}
 
     def run_step(self, read: ReadRows) -> StepOutcome:
         """Compute loss and gradients of one global batch, of which this rank reads only the rows it needs."""

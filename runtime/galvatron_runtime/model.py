@@ -18,7 +18,16 @@ from galvatron_planner.errors import InvalidPlan
 from galvatron_planner.model import Model, ModelSpec, Precision
 from galvatron_planner.own import OwnModel
 from galvatron_planner.workload import Parameter, parameters
-from galvatron_runtime.blocks import INITIAL_STD, LayerModule, OwnLayerModule, build_all, build_layer, own_name, start
+from galvatron_runtime.blocks import (
+    INITIAL_STD,
+    LayerModule,
+    OwnLayerModule,
+    build_all,
+    build_layer,
+    call,
+    own_name,
+    start,
+)
 
 _RESIDUAL = frozenset({"output", "memory_output", "down"})
 """The matrices that write into the residual stream."""
@@ -125,7 +134,8 @@ class OwnValues:
 
     def __init__(self, model: OwnModel, *, seed: int, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
-        self._model, self._seed = model, seed
+        self._function, self._seed = model.function, seed
+        self._undrawn: dict[int, nn.Module] = {}
         self._drawn: tuple[int, nn.Module] | None = None
 
     def whole(self, parameter: Parameter, name: str) -> Tensor:
@@ -137,12 +147,14 @@ class OwnValues:
         """Draw a layer."""
         if self._drawn is None or self._drawn[0] != index:
             digest = hashlib.sha256(f"{self._seed}/{index}".encode()).digest()
-            layer = build_without_memory(self._model)[index]
-            assert isinstance(layer, OwnLayerModule)  # noqa: S101 -- an OwnModel has no others
+            if index not in self._undrawn:
+                with torch.device("meta"):
+                    self._undrawn = dict(enumerate(call(self._function)))
+            module = self._undrawn.pop(index).to_empty(device="cpu")
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int.from_bytes(digest[:7], "big"))
-                start(layer.own.to_empty(device="cpu"))
-            self._drawn = index, layer.own
+                start(module)
+            self._drawn = index, module
         return self._drawn[1]
 
 

@@ -83,7 +83,7 @@ def _with_progress(files: tuple[Path, ...], field: str) -> Iterator[Piece]:
 def main() -> None:
     """Run the command; errors of ours are told without a traceback."""
     try:
-        app()
+        app(prog_name="galvatron prepare")
     except GalvatronError as error:
         sys.stderr.write(f"error: {error.problem}\nwhat to do: {error.remedy}\n")
         sys.exit(1)

@@ -16,7 +16,7 @@ from galvatron_planner.model import Block, Embedding, Head, LayerSpec, Merge, Pa
 from galvatron_planner.own import OwnLayer
 from galvatron_runtime.blocks.block import BlockLayer, DecoderBlockLayer
 from galvatron_runtime.blocks.ends import DecoderEmbeddingLayer, EmbeddingLayer, HeadLayer, MergeLayer, PatchesLayer
-from galvatron_runtime.blocks.own import OwnLayerModule, build_all, build_own, own_name, start
+from galvatron_runtime.blocks.own import OwnLayerModule, build_all, build_own, call, own_name, start
 from galvatron_runtime.blocks.parts import INITIAL_STD, LayerModule, NoCollectives, TensorGroup
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "TensorGroup",
     "build_all",
     "build_layer",
+    "call",
     "own_name",
     "start",
 ]

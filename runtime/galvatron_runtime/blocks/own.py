@@ -41,12 +41,14 @@ class OwnLayerModule(LayerModule):
         Images, and what is handed on, have the number format of the computation, as their place in memory is planned.
         """
         enter_group(self.own, self.tensor_group)
-        shards = {name: local(parameter) for name, parameter in self.own.named_parameters()}
-        dtype = next((one.dtype for one in shards.values()), None)
+        dtype = next((one.dtype for one in self.own.parameters()), None)
         if not self.takes_stream:
             stream = _converted(stream, dtype)
-        is_whole = self.tensor_group.size == 1
-        leaving = self.own(*stream) if is_whole else functional_call(self.own, shards, stream)
+        if self.tensor_group.size > 1:
+            shards = {name: local(parameter) for name, parameter in self.own.named_parameters()}
+            leaving = functional_call(self.own, shards, stream)
+        else:
+            leaving = self.own(*stream)
         if not self.gives_stream:
             return leaving
         return _converted(leaving, dtype) if isinstance(leaving, tuple) else _converted((leaving,), dtype)[0]
