@@ -24,7 +24,7 @@ from galvatron_planner.own import OwnLayer
 from galvatron_planner.plan import Estimate, Plan, StagePlan
 from galvatron_planner.problem import BatchRange, PlanningProblem, Schedule, SearchLimits
 from galvatron_planner.profiles import Collective, LayerProfile, LayerSample, LinkProfile, LinkSample, Profile
-from galvatron_planner.strategy import Axis, Dimension, LayerStrategy
+from galvatron_planner.strategy import TENSOR_DIMENSIONS, Axis, LayerStrategy
 from galvatron_planner.units import GIB
 from galvatron_planner.workload import boundary_bytes, forward_flops, num_parameters
 
@@ -99,10 +99,10 @@ def profile(
         device_name="synthetic",
         torch_version="0",
         layers=tuple(
-            _layer_profile(layer, degree, precision, flops_per_second, micro_batch_sizes)
+            _layer_profile(layer, split, precision, flops_per_second, micro_batch_sizes)
             for layer in distinct
-            for degree in _powers_of_two(on.num_devices)
-            if refusal(layer, _tensor_parallel(degree)) is None
+            for split in _splits(on.num_devices)
+            if refusal(layer, split) is None
         ),
         links=tuple(
             LinkProfile(collective=collective, group=group, samples=_link_samples(collective, group.size, crosses))
@@ -187,25 +187,29 @@ def _powers_of_two(largest: int) -> tuple[int, ...]:
     return tuple(2**k for k in range(largest.bit_length()) if 2**k <= largest)
 
 
-def _tensor_parallel(degree: int) -> LayerStrategy:
-    return LayerStrategy((Axis(Dimension.TENSOR, degree),) if degree > 1 else ())
+def _splits(num_devices: int) -> tuple[LayerStrategy, ...]:
+    """The whole layer, and every way to split its tensors."""
+    degrees = _powers_of_two(num_devices)[1:]
+    return (LayerStrategy(), *(LayerStrategy((Axis(one, degree),)) for one in TENSOR_DIMENSIONS for degree in degrees))
 
 
 def _layer_profile(
-    layer: LayerSpec, degree: int, precision: Precision, flops_per_second: float, sizes: Sequence[int]
+    layer: LayerSpec, split: LayerStrategy, precision: Precision, flops_per_second: float, sizes: Sequence[int]
 ) -> LayerProfile:
+    degree = split.tensor_degree
     # Kernels that are split get less efficient, and every pass costs something however small it is.
     rate = flops_per_second * degree**0.9
     flops = forward_flops(layer) or 5 * boundary_bytes(layer, Precision.FP32)
     return LayerProfile(
         layer=layer,
         tensor_degree=degree,
+        sequence_degree=split.sequence_degree,
         samples=tuple(
             LayerSample(
                 micro_batch_size=size,
                 forward_seconds=2e-5 + size * flops / rate,
                 backward_seconds=3e-5 + size * 1.9 * flops / rate,
-                activation_bytes=size * _activation_bytes(layer, degree, precision),
+                activation_bytes=size * _activation_bytes(layer, split, precision),
                 transient_bytes=size * 3 * boundary_bytes(layer, precision) + 4 * num_parameters(layer) // (8 * degree),
             )
             for size in sizes
@@ -213,16 +217,18 @@ def _layer_profile(
     )
 
 
-def _activation_bytes(layer: LayerSpec, degree: int, precision: Precision) -> int:
-    boundary = boundary_bytes(layer, precision)
+def _activation_bytes(layer: LayerSpec, split: LayerStrategy, precision: Precision) -> int:
+    boundary, degree = boundary_bytes(layer, precision), split.tensor_degree
     match layer:
         case Embedding():
             return 8 * layer.sequence_length
         case Block():
             inner = boundary * layer.feed_forward_size // layer.hidden_size
-            return 4 * boundary + (5 * boundary + 3 * inner) // degree
+            return 4 * boundary // split.sequence_degree + (5 * boundary + 3 * inner) // degree
         case Head():
-            return 2 * boundary + 2 * boundary * layer.vocabulary_size // (layer.hidden_size * degree)
+            return 2 * boundary // split.sequence_degree + 2 * boundary * layer.vocabulary_size // (
+                layer.hidden_size * degree
+            )
         case Patches() | Merge() | OwnLayer():
             return activation_bytes(layer, tensor_degree=degree, precision=precision)
 

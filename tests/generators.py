@@ -47,6 +47,7 @@ LIMITS = generate.builds(
     SearchLimits,
     excluded=generate.lists(generate.sampled_from(SearchDimension), unique=True, max_size=2).map(tuple),
     schedule=generate.sampled_from(Schedule),
+    sequence_parallel=generate.booleans(),
 )
 
 
@@ -151,7 +152,7 @@ def _picking(draw: generate.DrawFn) -> instances.Pick:
 def _admitted(layer: LayerSpec, num_devices: int, micro_batch_size: int) -> list[LayerStrategy]:
     return [
         strategy
-        for strategy in compositions(num_devices)
+        for strategy in compositions(num_devices, sequence_parallel=True)
         if refusal(layer, strategy) is None and micro_batch_size % strategy.data_degree == 0
     ]
 

@@ -209,6 +209,7 @@ def _limits(pick: Pick) -> SearchLimits:
         schedule=pick((Schedule.ONE_F_ONE_B, Schedule.GPIPE)),
         max_tensor_degree=pick((1 << 30, 2)),
         max_pipeline_degree=pick((1 << 30, 2)),
+        sequence_parallel=pick((False, True)),
     )
 
 

@@ -120,7 +120,7 @@ def problems(draw: generate.DrawFn, shapes: Sequence[tuple[int, int]]) -> Planni
 def wide_problems(draw: generate.DrawFn) -> PlanningProblem:
     """Problems of stages with many devices, on which layers have many strategies."""
     problem = draw(problems(((1, 8), (2, 8), (4, 8), (2, 16), (4, 16))))
-    limits = SearchLimits(schedule=problem.limits.schedule)
+    limits = SearchLimits(schedule=problem.limits.schedule, sequence_parallel=problem.limits.sequence_parallel)
     return problem.model_copy(update={"limits": limits, "batch": BatchRange(minimum=16, maximum=16)})
 
 

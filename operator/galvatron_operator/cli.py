@@ -99,6 +99,9 @@ def plan(  # noqa: PLR0913 -- the options of a command
     profile: Annotated[
         Path | None, typer.Option(help="Instead of data sheets: a profile.json, for instance of galvatron convert.")
     ] = None,
+    sequence_parallel: Annotated[
+        bool, typer.Option("--sequence-parallel", help="Instead of a job: also tp with sequence parallelism (sptp).")
+    ] = False,
     memory: Annotated[list[str] | None, typer.Option(help="Of each device, for instance 8Gi,12Gi.")] = None,
     devices: Annotated[list[str] | None, typer.Option(help="In all, for instance 8,16.")] = None,
     algorithm: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(ALGORITHMS)}.")] = None,
@@ -120,13 +123,18 @@ def plan(  # noqa: PLR0913 -- the options of a command
     if job_file is None:
         known = None if profile is None else convert.read_profile(profile)
         question = whatif.question(
-            model=model, cluster=cluster, batch=batch, precision=precision or Precision.BF16, profile=known
+            model=model,
+            cluster=cluster,
+            batch=batch,
+            precision=precision or Precision.BF16,
+            profile=known,
+            sequence_parallel=sequence_parallel,
         )
         _answer(question, lists, answers)
         return
-    if model or cluster or batch or precision or profile:
+    if model or cluster or batch or precision or profile or sequence_parallel:
         raise InvalidInput(
-            "a job states model, cluster, batch and precision itself, and is measured",
+            "a job states model, cluster, batch, precision and sequence parallelism itself, and is measured",
             remedy="leave those options out, or the job",
         )
     job = local.load(job_file)
@@ -162,7 +170,7 @@ def measure_regret(  # noqa: PLR0913 -- the options of a command
     view = terminal.PhaseView(console)
     with _interruptible(), files.locked(), view.showing():
         planned = local.plan(job, files, port=chosen_port, listener=view, fixed=fixed)
-        problem = local.problem(job, files, port=chosen_port, listener=view)
+        problem = local.problem(job, files, port=chosen_port, listener=view, fixed=fixed)
         chosen = trials.candidates(problem, planned.plan, effort)
         place = trials.Track(job, files, data_root=job_file.resolve().parent, port=chosen_port)
         measured = trials.run_trials(place, chosen, effort=effort, listener=view)
@@ -244,8 +252,8 @@ def render(
     """Print the manifests that the operator would create."""
     job = local.load(job_file)
     job.check_for_cluster()
-    request = request_of(job, Settings(runtime_image=image))
     chosen = None if plan_file is None else stored(plan_file, Plan)
+    request = request_of(job, Settings(runtime_image=image), chosen)
     sys.stdout.write(
         yaml.dump_all(render_job(job, request, image=image, plan=chosen), Dumper=_ReadableDumper, sort_keys=False)
     )

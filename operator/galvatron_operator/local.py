@@ -29,7 +29,7 @@ from galvatron_planner.profiles import Profile, ProfileRequest, ProfileSource
 from galvatron_planner.search.fixed import price_fixed
 from galvatron_planner.search.optimizer import search
 from galvatron_planner.search.report import SearchReport
-from galvatron_planner.search.request import profile_request
+from galvatron_planner.search.request import covering, profile_request
 from galvatron_planner.units import format_bytes, format_seconds
 from galvatron_planner.worker import Progress, WorkerStatus
 
@@ -121,7 +121,7 @@ def plan(
             "spec.search.algorithm is Fixed, and there are no ConfigMaps here",
             remedy="bring the plan with `galvatron run --plan plan.json`",
         )
-    asked = problem(job, directory, port=port, listener=listener)
+    asked = problem(job, directory, port=port, listener=listener, fixed=fixed)
     listener.start("plan", "searching strategies" if fixed is None else "pricing the plan that was given")
     solution = search(asked) if fixed is None else price_fixed(asked, fixed)
     directory.plan.write_text(solution.plan.to_json())
@@ -134,8 +134,12 @@ def plan(
     return Planned(solution.plan, solution.report)
 
 
-def problem(job: GalvatronJob, directory: RunDirectory, *, port: int, listener: Listener) -> PlanningProblem:
+def problem(
+    job: GalvatronJob, directory: RunDirectory, *, port: int, listener: Listener, fixed: Plan | None = None
+) -> PlanningProblem:
     """Profile, unless the directory or the catalogue holds the answer, and pose what the job asks.
+
+    What is measured is enough for a search, and for the plan that is given.
 
     Raises:
         WorkerFailed: when profiling failed.
@@ -149,6 +153,7 @@ def problem(job: GalvatronJob, directory: RunDirectory, *, port: int, listener: 
         limits=job.limits,
         runtime_version=version("galvatron-operator"),
     )
+    request = request if fixed is None else covering(request, fixed)
     profile = _profile(job, request, directory, port=port, listener=listener)
     return PlanningProblem(
         model=job.model,

@@ -147,8 +147,9 @@ async def observe(key: JobKey, body: Manifest, ports: Ports, *, settings: Settin
         *(ports.cluster.list(kind, namespace=key.namespace, labels=labels) for kind in OWNED_KINDS)
     )
     children = tuple(child for found in lists for child in found)
-    cached = profile_to_look_up(body, children, settings=settings)
     fixed = fixed_plan_to_look_up(body, children)
+    fixed_plan = await ports.cluster.get(fixed) if fixed is not None else None
+    cached = profile_to_look_up(body, children, settings=settings, fixed_plan=fixed_plan)
     pods = [child for child in children if child["kind"] == Kind.POD and child.get("status", {}).get("podIP")]
     answers = await asyncio.gather(*(ports.workers.status(*_address(pod)) for pod in pods))
     reports = {pod["metadata"]["name"]: answer for pod, answer in zip(pods, answers, strict=True) if answer is not None}
@@ -158,7 +159,7 @@ async def observe(key: JobKey, body: Manifest, ports: Ports, *, settings: Settin
         reports=reports,
         result=await _result(pods, reports, ports.workers),
         search=ports.searches.outcome(key),
-        fixed_plan=await ports.cluster.get(fixed) if fixed is not None else None,
+        fixed_plan=fixed_plan,
     )
 
 

@@ -77,10 +77,18 @@ class Question:
         return f"{profile.source.caveat or 'measured'}: {profile.device_name}"
 
 
-def question(*, model: str, cluster: str, batch: str, precision: Precision, profile: Profile | None = None) -> Question:
+def question(
+    *,
+    model: str,
+    cluster: str,
+    batch: str,
+    precision: Precision,
+    profile: Profile | None = None,
+    sequence_parallel: bool = False,
+) -> Question:
     """Ask without a job: about a model by name, on a cluster by description, with a profile or one from data sheets.
 
-    A profile limits the search to the tensor degrees that it has.
+    A profile limits the search to the tensor degrees that it has; sequence parallelism must have been measured for it.
 
     Raises:
         InvalidInput: naming the option.
@@ -91,9 +99,9 @@ def question(*, model: str, cluster: str, batch: str, precision: Precision, prof
             remedy="write galvatron plan job.yaml, or --model bert-huge-32 --cluster 8xrtx-titan --batch 8:128:8",
         )
     description, spec, sizes = parse_cluster(cluster), model_named(model), parse_batch(batch)
-    devices, limits = description.cluster(), SearchLimits()
+    devices, limits = description.cluster(), SearchLimits(sequence_parallel=sequence_parallel)
     if profile is not None:
-        limits = SearchLimits(max_tensor_degree=profile.max_tensor_degree)
+        limits = limits.model_copy(update={"max_tensor_degree": profile.max_tensor_degree})
 
     def make_profile(request: ProfileRequest) -> Profile:
         return analytic_profile(request, description.device, description.links)

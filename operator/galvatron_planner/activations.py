@@ -3,6 +3,9 @@
 For profiles that nobody measured. Counted as Korthikanti et al. 2022 (arXiv 2205.05198, section 4) count, but for
 what torch saves with fused attention (no matrix of scores, one number a head and token instead), fused norms and no
 dropout. A test holds the counts equal to what the runtime measures of itself.
+
+With sequence parallelism (section 4.2 there) a device holds its tokens only of all that tensor parallelism does not
+split. Matrices read gathered tokens, which are not kept.
 """
 
 from typing import assert_never
@@ -31,27 +34,33 @@ _INNER_TENSORS = {Mlp.GELU: 2, Mlp.GELU_TANH: 2, Mlp.RELU: 1, Mlp.SWIGLU: 4}
 """Inner vectors kept: before and after GELU; after ReLU; gate, gated, up and product."""
 
 
-def activation_bytes(layer: LayerSpec, *, tensor_degree: int, precision: Precision) -> int:
+def activation_bytes(layer: LayerSpec, *, tensor_degree: int, precision: Precision, sequence_degree: int = 1) -> int:
     """Bytes that one sample keeps from forward to backward without checkpointing.
 
     The layer's input is included, its output is not: as in ``LayerSample.activation_bytes``.
+
+    Args:
+        layer: its shape.
+        tensor_degree: ways its tensors are split.
+        precision: number format of the computation.
+        sequence_degree: ways the tokens are split between its split matrices: ``tensor_degree``, or 1.
     """
     match layer:
         case Embedding():
-            return _embedding_bytes(layer, tensor_degree, precision)
+            return _embedding_bytes(layer, tensor_degree, precision, sequence_degree)
         case Patches():
             # The pixels; before the norm, where there is one, the projected patches.
             num_patches = layer.sequence_length - layer.class_token
             pixels = num_patches * layer.patch_values * precision.activation_bytes
             return pixels + (_norm_bytes(layer, layer.norm, precision) if layer.norm else 0)
         case Block():
-            return _block_bytes(layer, tensor_degree, precision)
+            return _block_bytes(layer, tensor_degree, precision, sequence_degree)
         case Merge():
             # The input, the same numbers in their new order, and their norm.
             statistics = _statistics_bytes(layer.norm, precision) * layer.sequence_length // 4
             return 3 * boundary_bytes(layer, precision) + statistics
         case Head():
-            return _head_bytes(layer, tensor_degree, precision)
+            return _head_bytes(layer, tensor_degree, precision, sequence_degree)
         case OwnLayer():
             return max(input_bytes(layer, precision), layer.kept_elements * precision.activation_bytes)
         case _:
@@ -73,25 +82,31 @@ def mask_bytes(layer: LayerSpec, *, tensor_degree: int, precision: Precision) ->
     return num_windows * heads * layer.window_size**4 * precision.activation_bytes
 
 
-def transient_bytes(layer: LayerSpec, *, tensor_degree: int, precision: Precision) -> int:
-    """Bytes of working memory that one sample takes above what is kept; :func:`gradient_buffer_bytes` come on top."""
+def transient_bytes(layer: LayerSpec, *, tensor_degree: int, precision: Precision, sequence_degree: int = 1) -> int:
+    """Bytes of working memory that one sample takes above what is kept; :func:`gradient_buffer_bytes` come on top.
+
+    The arguments are those of :func:`activation_bytes`.
+    """
     boundary = boundary_bytes(layer, precision)
+    # With sequence parallelism: all tokens, and the same in the order in which collectives want them.
+    gathered = 2 * boundary if sequence_degree > 1 else 0
     match layer:
         case Embedding():
             # Looked-up vectors and their sum with the positions, or over the group; memory and its norm's gradient.
             summed = tensor_degree > 1 or layer.positions is Positions.LEARNED
-            return boundary * (2 if summed else 1) + 2 * memory_bytes(layer, precision)
+            looked_up = boundary * (2 if summed else 1)
+            return looked_up + (2 * memory_bytes(layer, precision) + (boundary if gathered else 0)) // sequence_degree
         case Patches():
             return 2 * boundary
         case Block():
-            return _block_transient_bytes(layer, tensor_degree, precision)
+            return _block_transient_bytes(layer, tensor_degree, precision, sequence_degree)
         case Merge():
             # Gradients of the output, of the norm and of the input.
             return output_bytes(layer, precision) + 2 * boundary
         case Head():
             # Softmax and gradient, one of which is kept already when the vocabulary is split; pooling spreads again.
             scores = _score_bytes(layer, tensor_degree, precision) * (2 if tensor_degree == 1 else 1)
-            return scores + (0 if layer.pooling is Pooling.ALL else boundary)
+            return max(scores, gathered) + (0 if layer.pooling is Pooling.ALL else boundary)
         case OwnLayer():
             return 2 * boundary
         case _:
@@ -107,16 +122,20 @@ def gradient_buffer_bytes(layer: LayerSpec, *, tensor_degree: int, precision: Pr
     return largest * precision.activation_bytes
 
 
-def _embedding_bytes(layer: Embedding, tensor_degree: int, precision: Precision) -> int:
-    """Token ids, of a split table also the rows and the mask of those that it holds; segments; inputs of norms."""
+def _embedding_bytes(layer: Embedding, tensor_degree: int, precision: Precision, sequence_degree: int) -> int:
+    """Token ids; of a split table the rows and the mask of those that it holds as well; inputs of norms.
+
+    A decoder's token ids are dropped once they are translated to rows.
+    """
     per_token = _TOKEN_ID_BYTES if tensor_degree == 1 else 2 * _TOKEN_ID_BYTES + precision.activation_bytes
-    per_token += _TOKEN_ID_BYTES if layer.num_segments else 0
-    kept = per_token * layer.sequence_length + (_norm_bytes(layer, layer.norm, precision) if layer.norm else 0)
+    if tensor_degree > 1 and layer.memory_length:
+        per_token -= _TOKEN_ID_BYTES
     statistics = layer.memory_length * _statistics_bytes(Normalization.RMS_NORM, precision)
-    return kept + memory_bytes(layer, precision) + statistics
+    normed = (_norm_bytes(layer, layer.norm, precision) if layer.norm else 0) + statistics
+    return per_token * layer.sequence_length + (normed + memory_bytes(layer, precision)) // sequence_degree
 
 
-def _block_bytes(layer: Block, tensor_degree: int, precision: Precision) -> int:
+def _block_bytes(layer: Block, tensor_degree: int, precision: Precision, sequence_degree: int) -> int:
     """Whole: what comes in and, per part, the norm and the sum before it; split: what heads and inner vectors hold.
 
     Norms after the sums keep as much. A decoder's block counts the encoder's output as its own, although neighbours on
@@ -133,33 +152,40 @@ def _block_bytes(layer: Block, tensor_degree: int, precision: Precision) -> int:
         # Mixed heads in the order of the windows, and in that of the image.
         split += tokens * layer.query_size * number
     whole = parts * (2 * boundary_bytes(layer, precision) + tokens * _statistics_bytes(layer.norm, precision))
-    return whole + memory_bytes(layer, precision) + split // tensor_degree
+    return (whole + memory_bytes(layer, precision)) // sequence_degree + split // tensor_degree
 
 
-def _block_transient_bytes(layer: Block, tensor_degree: int, precision: Precision) -> int:
-    """Gradients of the output and of inner vectors; or in a decoder, of keys, values and their source once more."""
-    inner = _inner_bytes(layer, precision) * (2 if layer.mlp is Mlp.SWIGLU else 1)
-    memory = memory_bytes(layer, precision)
-    keys_and_values = 2 * layer.memory_length * layer.key_value_size * precision.activation_bytes
-    return output_bytes(layer, precision) + max(inner // tensor_degree, memory + keys_and_values // tensor_degree)
+def _block_transient_bytes(layer: Block, tensor_degree: int, precision: Precision, sequence_degree: int) -> int:
+    """Gradients of the output and of inner vectors; or in a decoder, of keys, values and their source once more.
+
+    With sequence parallelism also all tokens, gathered for the gradients of one inner vector, and at another time once
+    more in the order in which collectives want them.
+    """
+    boundary, memory = boundary_bytes(layer, precision), memory_bytes(layer, precision)
+    inner = _inner_bytes(layer, precision) // tensor_degree
+    keys_and_values = 2 * layer.memory_length * layer.key_value_size * precision.activation_bytes // tensor_degree
+    most = max(inner * (2 if layer.mlp is Mlp.SWIGLU else 1), memory + keys_and_values)
+    if sequence_degree > 1:
+        most = max(most, boundary + inner, 2 * boundary, 2 * memory + keys_and_values)
+    return output_bytes(layer, precision) // sequence_degree + most
 
 
 def _inner_bytes(layer: Block, precision: Precision) -> int:
     return layer.sequence_length * layer.feed_forward_size * precision.activation_bytes
 
 
-def _head_bytes(layer: Head, tensor_degree: int, precision: Precision) -> int:
+def _head_bytes(layer: Head, tensor_degree: int, precision: Precision, sequence_degree: int) -> int:
     """Input, norm, targets; the logarithm of the softmax, or when split the scores and their exponentials."""
     pooled = layer.num_classified * layer.hidden_size * precision.activation_bytes
     # Split: also the column of each target, and whether it counts.
     per_target = _TOKEN_ID_BYTES if tensor_degree == 1 else 2 * _TOKEN_ID_BYTES + max(4, precision.activation_bytes)
     statistics = layer.sequence_length * _statistics_bytes(layer.norm, precision)
-    kept = boundary_bytes(layer, precision) + pooled + statistics
+    kept = boundary_bytes(layer, precision) + memory_bytes(layer, precision) + pooled + statistics
     if layer.transform:
         # Before and after GELU.
         kept += 2 * pooled
     scores = _score_bytes(layer, tensor_degree, precision) * (1 if tensor_degree == 1 else 2)
-    return kept + memory_bytes(layer, precision) + layer.num_classified * per_target + scores
+    return kept // sequence_degree + layer.num_classified * per_target + scores
 
 
 def _norm_bytes(layer: Embedding | Patches, norm: Normalization, precision: Precision) -> int:

@@ -27,7 +27,7 @@ from galvatron_planner.profiles import (
     ProfileRequest,
     ProfileSource,
 )
-from galvatron_planner.strategy import Axis, Dimension, LayerStrategy
+from galvatron_planner.strategy import LayerStrategy
 from galvatron_planner.units import MIB
 from galvatron_planner.workload import forward_flops, parameters
 
@@ -96,22 +96,22 @@ class _Roofline:
 
 def _layers(request: ProfileRequest, roofline: _Roofline) -> Iterator[LayerProfile]:
     for layer in request.layers:
-        for degree in request.tensor_degrees:
-            split = LayerStrategy((Axis(Dimension.TENSOR, degree),) if degree > 1 else ())
+        for split in request.splits:
             if refusal(layer, split) is None:
-                yield _layer(layer, degree, request.micro_batch_sizes, roofline)
+                yield _layer(layer, split, request.micro_batch_sizes, roofline)
 
 
-def _layer(layer: LayerSpec, degree: int, sizes: tuple[int, ...], roofline: _Roofline) -> LayerProfile:
-    precision = roofline.precision
-    kept = activation_bytes(layer, tensor_degree=degree, precision=precision)
-    passing = transient_bytes(layer, tensor_degree=degree, precision=precision)
+def _layer(layer: LayerSpec, split: LayerStrategy, sizes: tuple[int, ...], roofline: _Roofline) -> LayerProfile:
+    precision, degree, tokens = roofline.precision, split.tensor_degree, split.sequence_degree
+    kept = activation_bytes(layer, tensor_degree=degree, precision=precision, sequence_degree=tokens)
+    passing = transient_bytes(layer, tensor_degree=degree, precision=precision, sequence_degree=tokens)
     buffer = gradient_buffer_bytes(layer, tensor_degree=degree, precision=precision)
     mask = mask_bytes(layer, tensor_degree=degree, precision=precision)
-    work = _Work.of(layer, degree, roofline, touched_bytes=kept + passing)
+    work = _Work.of(layer, split, roofline, touched_bytes=kept + passing)
     return LayerProfile(
         layer=layer,
         tensor_degree=degree,
+        sequence_degree=tokens,
         samples=tuple(
             LayerSample(
                 micro_batch_size=size,
@@ -146,9 +146,9 @@ class _Work:
     host: float
 
     @classmethod
-    def of(cls, layer: LayerSpec, degree: int, roofline: _Roofline, *, touched_bytes: int) -> "_Work":
-        tensors = parameters(layer)
-        flops = forward_flops(layer, tensor_degree=degree)
+    def of(cls, layer: LayerSpec, split: LayerStrategy, roofline: _Roofline, *, touched_bytes: int) -> "_Work":
+        tensors, degree = parameters(layer), split.tensor_degree
+        flops = forward_flops(layer, tensor_degree=degree, sequence_degree=split.sequence_degree)
         matrices = [p for p in tensors if p.num_products]
         inner = sum(p.shape[1] // (degree if p.split_dim == 1 else 1) for p in matrices)
         weights = sum(p.local_elements(degree) for p in matrices) * roofline.precision.activation_bytes

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import assert_never
 
 from galvatron_planner.cluster import DeviceKind, Group
-from galvatron_planner.model import Block, Embedding, Head, LayerSpec, Merge, Patches, Precision
+from galvatron_planner.model import Block, Embedding, Head, LayerSpec, Merge, Patches, Pooling, Precision
 from galvatron_planner.own import OwnLayer
 from galvatron_planner.profiles import Collective
 from galvatron_planner.strategy import Axis, Dimension, LayerStrategy, splits_the_batch
@@ -51,6 +51,8 @@ def refusal(layer: LayerSpec, strategy: LayerStrategy) -> str | None:
     """Say why a layer cannot run under a strategy, or None when it can."""
     if sum(splits_the_batch(axis.dimension) for axis in strategy.axes) > 1:
         return "one layer has one kind of data parallelism: dp, gsdp or fsdp"
+    if strategy.sequence_degree > 1 and (reason := _sequence_refusal(layer, strategy)):
+        return reason
     match layer:
         case Block():
             return _block_refusal(layer, strategy.tensor_degree)
@@ -97,6 +99,8 @@ def _communication(
         match axis.dimension:
             case Dimension.TENSOR:
                 part = _tensor_communication(layer, group, local_samples, precision)
+            case Dimension.SEQUENCE_TENSOR:
+                part = _sequence_communication(layer, group, local_samples, precision)
             case Dimension.DATA:
                 part = _data_communication(layer, strategy, group, precision)
             case Dimension.SHARDED_GRADIENTS:
@@ -120,14 +124,14 @@ def prefetches(dimension: Dimension, device_kind: DeviceKind) -> bool:
             return True
         case Dimension.SHARDED_GRADIENTS | Dimension.SHARDED_DATA:
             return device_kind is DeviceKind.CUDA
-        case Dimension.TENSOR:
+        case Dimension.TENSOR | Dimension.SEQUENCE_TENSOR:
             return False
         case _:
             assert_never(dimension)
 
 
 def held_elements(layer: LayerSpec, strategy: LayerStrategy) -> int:
-    """Count the elements whose state the fullest device keeps: split by ``tp``, then by ``gsdp`` or ``fsdp``."""
+    """Count the elements whose state the fullest device keeps: split by ``tp`` or ``sptp``, then by a data axis."""
     return _held_elements(layer, strategy.tensor_degree, strategy.num_shards)
 
 
@@ -173,21 +177,20 @@ def _tensor_communication(
             return LayerCommunication(forward=(hidden,))
         case Patches() | Merge():
             return LayerCommunication()
-        case Block(memory_length=0):
-            return LayerCommunication(forward=(hidden, hidden), backward=(hidden, hidden), recomputed=(hidden, hidden))
         case Block():
-            # Three parts, and every device has only its heads' share of the gradient of the encoder's output.
+            parts, rebuilt = _parts(layer)
+            # Every device has only its heads' share of the gradient of the encoder's output.
             memory = Communication(Collective.ALL_REDUCE, group, local_samples * memory_bytes(layer, precision))
             return LayerCommunication(
-                forward=(hidden,) * 3, backward=(hidden,) * 3 + (memory,), recomputed=(hidden,) * 3
+                forward=(hidden,) * parts,
+                backward=(hidden,) * parts + ((memory,) if layer.memory_length else ()),
+                recomputed=(hidden,) * rebuilt,
             )
         case Head():
-            # Maximum, sum of exponentials and the target's score, one number each, not below FP32.
-            scores = local_samples * layer.num_classified * max(4, precision.activation_bytes)
-            small = Communication(Collective.ALL_REDUCE, group, scores)
             gradient = local_samples * layer.num_classified * layer.hidden_size * precision.activation_bytes
             return LayerCommunication(
-                forward=(small, small, small), backward=(Communication(Collective.ALL_REDUCE, group, gradient),)
+                forward=_loss_communication(layer, group, local_samples, precision),
+                backward=(Communication(Collective.ALL_REDUCE, group, gradient),),
             )
         case OwnLayer():
             entered, left = (
@@ -200,6 +203,63 @@ def _tensor_communication(
             return LayerCommunication(forward=left, backward=entered, recomputed=left)
         case _:
             assert_never(layer)
+
+
+def _parts(layer: Block) -> tuple[int, int]:
+    """Count the parts of a block whose results are summed, and those of which recomputing needs the sum.
+
+    Recomputing stops once everything is there that was kept: the last sum is only handed on, but where a norm follows.
+    """
+    parts = 3 if layer.memory_length else 2
+    return parts, parts if layer.post_norm else parts - 1
+
+
+def _loss_communication(
+    layer: Head, group: Group, local_samples: int, precision: Precision
+) -> tuple[Communication, ...]:
+    """List what a split vocabulary reduces: maximum, sum of exponentials and the target's score, not below FP32."""
+    scores = local_samples * layer.num_classified * max(4, precision.activation_bytes)
+    return (Communication(Collective.ALL_REDUCE, group, scores),) * 3
+
+
+def _sequence_communication(
+    layer: LayerSpec, group: Group, local_samples: int, precision: Precision
+) -> LayerCommunication:
+    """List the collectives of sequence parallelism (Korthikanti et al. 2022, arXiv 2205.05198, section 4.2.2).
+
+    Every part of a layer gathers its tokens and scatters its sums. The gathered tokens are not kept, so they are
+    gathered once more in the backward pass.
+    """
+    hidden, memory = local_samples * boundary_bytes(layer, precision), local_samples * memory_bytes(layer, precision)
+    gather, scatter = (Communication(one, group, hidden) for one in (Collective.ALL_GATHER, Collective.REDUCE_SCATTER))
+    shared = _shared_gradients(layer, group, precision)
+    match layer:
+        case Embedding():
+            return LayerCommunication(forward=(scatter,), backward=(gather, *shared))
+        case Block():
+            parts, rebuilt = _parts(layer)
+            # The encoder's output is gathered for the second attention; its gradient is scattered again.
+            source = (Communication(Collective.ALL_GATHER, group, memory),) if layer.memory_length else ()
+            sink = (Communication(Collective.REDUCE_SCATTER, group, memory),) if layer.memory_length else ()
+            return LayerCommunication(
+                forward=(gather, scatter) * parts + source,
+                backward=(gather, gather, scatter) * parts + source + sink + shared,
+                recomputed=(gather,) * parts + (scatter,) * rebuilt + source,
+            )
+        case Head():
+            small = _loss_communication(layer, group, local_samples, precision)
+            return LayerCommunication(forward=(gather, *small), backward=(gather, scatter, *shared))
+        case Patches() | Merge() | OwnLayer():
+            raise AssertionError(f"sptp in a layer of kind {layer.kind}")  # refusal has said so
+        case _:
+            assert_never(layer)
+
+
+def _shared_gradients(layer: LayerSpec, group: Group, precision: Precision) -> tuple[Communication, ...]:
+    """List what sums the gradients of parameters that every device has whole: each saw its own tokens only."""
+    elements = sum(parameter.num_elements for parameter in parameters(layer) if parameter.split_dim is None)
+    payload = elements * precision.activation_bytes
+    return (Communication(Collective.ALL_REDUCE, group, payload),) if payload else ()
 
 
 def _data_communication(
@@ -246,6 +306,23 @@ def _block_refusal(layer: Block, tensor_degree: int) -> str | None:
         return f"{layer.num_key_value_heads} key-value heads are not divisible by tensor degree {tensor_degree}"
     if layer.feed_forward_size % tensor_degree:
         return f"feed-forward size {layer.feed_forward_size} is not divisible by tensor degree {tensor_degree}"
+    return None
+
+
+def _sequence_refusal(layer: LayerSpec, strategy: LayerStrategy) -> str | None:
+    degree = strategy.sequence_degree
+    if degree < strategy.tensor_degree:
+        return "one layer has one kind of tensor parallelism: tp or sptp"
+    match layer:
+        case Patches() | Merge() | OwnLayer():
+            return f"sequence parallelism is not for a layer of kind {layer.kind}"
+        case Block() if layer.window_size:
+            return "sequence parallelism does not go with windows, whose tokens belong together"
+        case Head() if layer.pooling is not Pooling.ALL:
+            return "sequence parallelism needs a head that classifies every token"
+    for name, length in (("tokens", layer.sequence_length), ("tokens of the encoder", layer.memory_length)):
+        if length % degree:
+            return f"{length} {name} are not divisible by sequence-parallel degree {degree}"
     return None
 
 

@@ -70,6 +70,7 @@ class SearchLimits(Value):
         max_pipeline_degree: largest number of stages.
         schedule: the pipeline schedule of the plan.
         algorithm: how it searches.
+        sequence_parallel: whether it also considers tensor parallelism with sequence parallelism.
     """
 
     excluded: tuple[SearchDimension, ...] = ()
@@ -77,6 +78,7 @@ class SearchLimits(Value):
     max_pipeline_degree: PositiveInt = Field(default=1 << 30)
     schedule: Schedule = Schedule.ONE_F_ONE_B
     algorithm: Algorithm = Algorithm.OPTIMAL
+    sequence_parallel: bool = False
 
     def allows(self, dimension: SearchDimension) -> bool:
         """Tell whether the search may use ``dimension``."""
@@ -103,3 +105,7 @@ class PlanningProblem(Document):
     def without(self, *dimensions: SearchDimension) -> "PlanningProblem":
         """Pose the same problem in a smaller space."""
         return self.model_copy(update={"limits": self.limits.without(*dimensions)})
+
+    def without_sequence_parallelism(self) -> "PlanningProblem":
+        """Pose the same problem with tensor parallelism as the papers and most people know it."""
+        return self.model_copy(update={"limits": self.limits.model_copy(update={"sequence_parallel": False})})

@@ -18,6 +18,7 @@ from galvatron_planner.documents import Digest, Document, Value
 from galvatron_planner.errors import MissingMeasurement
 from galvatron_planner.model import LayerSpec, Precision
 from galvatron_planner.own import OwnLayer
+from galvatron_planner.strategy import Axis, Dimension, LayerStrategy
 
 
 class Collective(StrEnum):
@@ -67,6 +68,7 @@ class ProfileRequest(Document):
         precision: number format of the computation.
         micro_batch_sizes: local samples per layer pass to measure, rising.
         tensor_degrees: tensor-parallel degrees to measure, rising, 1 first.
+        sequence_degrees: degrees of tensor parallelism with sequence parallelism to measure, rising, each above 1.
         groups: groups whose collectives are to be measured.
         payload_bytes: sizes at which collectives are measured, rising.
         num_nodes: nodes of the job.
@@ -80,12 +82,22 @@ class ProfileRequest(Document):
     precision: Precision
     micro_batch_sizes: tuple[PositiveInt, ...]
     tensor_degrees: tuple[PositiveInt, ...]
+    sequence_degrees: tuple[PositiveInt, ...] = ()
     groups: tuple[Group, ...]
     payload_bytes: tuple[PositiveInt, ...]
     num_nodes: PositiveInt
     devices_per_node: PositiveInt
     device_kind: DeviceKind
     runtime_version: str
+
+    @property
+    def splits(self) -> tuple[LayerStrategy, ...]:
+        """List how each layer is measured, the whole layer first; a layer leaves out what it refuses."""
+        axes = (
+            *(Axis(Dimension.TENSOR, degree) for degree in self.tensor_degrees if degree > 1),
+            *(Axis(Dimension.SEQUENCE_TENSOR, degree) for degree in self.sequence_degrees),
+        )
+        return (LayerStrategy(), *(LayerStrategy((axis,)) for axis in axes))
 
 
 class LayerSample(Value):
@@ -110,10 +122,14 @@ class LayerSample(Value):
 
 
 class LayerProfile(Value):
-    """One distinct layer, split ``tensor_degree`` ways; samples by rising micro-batch size."""
+    """One distinct layer, split ``tensor_degree`` ways; samples by rising micro-batch size.
+
+    ``sequence_degree`` is the tensor degree where every device holds other tokens between split matrices, 1 elsewhere.
+    """
 
     layer: LayerSpec
     tensor_degree: PositiveInt
+    sequence_degree: PositiveInt = 1
     samples: tuple[LayerSample, ...] = Field(min_length=1)
 
     def at(self, micro_batch_size: int) -> LayerSample:
@@ -174,7 +190,7 @@ class Profile(Document):
         source: where the numbers come from.
         device_name: as the device calls itself.
         torch_version: of the measuring runtime.
-        layers: per distinct layer and tensor degree.
+        layers: per distinct layer and tensor degree, with and without sequence parallelism.
         links: per collective and group.
         computation_slowdown: factor on computation while a collective runs beside it, at least 1.
         communication_slowdown: factor on a collective while computation runs beside it, at least 1.
@@ -215,21 +231,22 @@ class Profile(Document):
 
     @property
     def max_tensor_degree(self) -> int:
-        """Largest tensor degree at which a layer was measured."""
-        return max(layer.tensor_degree for layer in self.layers)
+        """Largest tensor degree at which a layer was measured without sequence parallelism."""
+        return max(layer.tensor_degree for layer in self.layers if layer.sequence_degree == 1)
 
-    def layer(self, layer: LayerSpec, tensor_degree: int) -> LayerProfile:
+    def layer(self, layer: LayerSpec, tensor_degree: int, sequence_degree: int = 1) -> LayerProfile:
         """Look up a layer's measurement.
 
         Raises:
             MissingMeasurement: when the profile was made for other layers or degrees.
         """
-        found = self._layers_by_shape.get((layer, tensor_degree))
+        found = self._layers_by_shape.get((layer, tensor_degree, sequence_degree))
         if found is not None:
             return found
         width = "" if isinstance(layer, OwnLayer) else f" of hidden size {layer.hidden_size}"
+        tokens = f" with sequence degree {sequence_degree}" if sequence_degree > 1 else ""
         raise MissingMeasurement(
-            f"the profile has no {layer.kind} layer{width} at tensor degree {tensor_degree}",
+            f"the profile has no {layer.kind} layer{width} at tensor degree {tensor_degree}{tokens}",
             remedy="profile again for this model",
         )
 
@@ -248,8 +265,8 @@ class Profile(Document):
         )
 
     @cached_property
-    def _layers_by_shape(self) -> dict[tuple[LayerSpec, int], LayerProfile]:
-        return {(one.layer, one.tensor_degree): one for one in reversed(self.layers)}
+    def _layers_by_shape(self) -> dict[tuple[LayerSpec, int, int], LayerProfile]:
+        return {(one.layer, one.tensor_degree, one.sequence_degree): one for one in reversed(self.layers)}
 
     @cached_property
     def _links_by_group(self) -> dict[tuple[str, int, int], LinkProfile]:

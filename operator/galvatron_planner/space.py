@@ -18,6 +18,7 @@ SEARCHED_AS: Mapping[Dimension, SearchDimension] = {
     Dimension.SHARDED_GRADIENTS: SearchDimension.ZERO2,
     Dimension.SHARDED_DATA: SearchDimension.SDP,
     Dimension.TENSOR: SearchDimension.TP,
+    Dimension.SEQUENCE_TENSOR: SearchDimension.TP,
 }
 
 
@@ -87,7 +88,7 @@ def strategies(num_devices: int, limits: SearchLimits, layer: LayerSpec) -> Sear
     """List what the search may choose for ``layer`` on a stage of ``num_devices`` devices."""
     kept = []
     removed = dict.fromkeys((rule.name for rule in PRUNING_RULES), 0)
-    for strategy in compositions(num_devices):
+    for strategy in compositions(num_devices, sequence_parallel=limits.sequence_parallel):
         rule = next((r for r in PRUNING_RULES if r.removes(layer, strategy, limits)), None)
         if rule is None:
             kept.append(strategy)
@@ -97,14 +98,16 @@ def strategies(num_devices: int, limits: SearchLimits, layer: LayerSpec) -> Sear
 
 
 @cache
-def compositions(num_devices: int) -> tuple[LayerStrategy, ...]:
+def compositions(num_devices: int, *, sequence_parallel: bool = False) -> tuple[LayerStrategy, ...]:
     """List every ordered composition of distinct dimensions over ``num_devices`` devices, with and without checkpoint.
 
-    Degrees are powers of two, at least 2, and multiply to ``num_devices``.
+    Degrees are powers of two, at least 2, and multiply to ``num_devices``. Sequence parallelism is a dimension of the
+    tree only when it is asked for: it doubles what there is to price.
     """
+    dimensions = frozenset(Dimension) - (frozenset() if sequence_parallel else {Dimension.SEQUENCE_TENSOR})
     return tuple(
         LayerStrategy(axes, checkpoint)
-        for axes in _ordered_factorisations(num_devices, frozenset(Dimension))
+        for axes in _ordered_factorisations(num_devices, dimensions)
         for checkpoint in (False, True)
     )
 

@@ -27,6 +27,13 @@ class Dimension(StrEnum):
     SHARDED_DATA = "fsdp"
     """ZeRO stage 3: parameters, gradients and optimizer state sharded."""
     TENSOR = "tp"
+    """Heads, inner vectors and vocabulary split; between split matrices every device holds the same."""
+    SEQUENCE_TENSOR = "sptp"
+    """As ``tp``, and between split matrices every device holds other tokens (sequence parallelism)."""
+
+
+TENSOR_DIMENSIONS = (Dimension.TENSOR, Dimension.SEQUENCE_TENSOR)
+"""Those that split a layer's tensors; a layer has at most one of them."""
 
 
 def splits_the_batch(dimension: Dimension) -> bool:
@@ -34,7 +41,7 @@ def splits_the_batch(dimension: Dimension) -> bool:
     match dimension:
         case Dimension.DATA | Dimension.SHARDED_GRADIENTS | Dimension.SHARDED_DATA:
             return True
-        case Dimension.TENSOR:
+        case Dimension.TENSOR | Dimension.SEQUENCE_TENSOR:
             return False
         case _:
             assert_never(dimension)
@@ -118,7 +125,12 @@ class LayerStrategy:
     @cached_property
     def tensor_degree(self) -> int:
         """Ways the layer's tensors are split."""
-        return self.degree(Dimension.TENSOR)
+        return prod(map(self.degree, TENSOR_DIMENSIONS))
+
+    @cached_property
+    def sequence_degree(self) -> int:
+        """Ways the tokens of a sample are split between the layer's split matrices, and between layers."""
+        return self.degree(Dimension.SEQUENCE_TENSOR)
 
     @cached_property
     def num_shards(self) -> int:
@@ -137,35 +149,43 @@ class LayerStrategy:
     @cached_property
     def layout(self) -> "Layout":
         """How the rows of the micro-batch lie on the stage's devices."""
-        tensor = self.group(Dimension.TENSOR)
+        tensor = next(filter(None, map(self.group, TENSOR_DIMENSIONS)), None)
         if tensor is None:
             return Layout(data_degree=self.data_degree, tensor_degree=1, tensor_stride=1)
         # Where the batch is not split at all, the order of the axes makes no difference to the rows.
         stride = tensor.stride if self.data_degree > 1 else 1
-        return Layout(data_degree=self.data_degree, tensor_degree=tensor.size, tensor_stride=stride)
+        return Layout(self.data_degree, tensor.size, stride, self.sequence_degree)
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Layout:
-    """Which rows of the micro-batch each device of a stage holds; neighbours with equal layouts need no transfer.
+    """What of the micro-batch each device of a stage holds; neighbours with equal layouts need no transfer.
 
     Attributes:
-        data_degree: number of slices of the micro-batch.
-        tensor_degree: devices that hold the same slice.
+        data_degree: number of slices of the rows.
+        tensor_degree: devices that hold the same rows.
         tensor_stride: distance of those devices in stage ranks.
+        sequence_degree: ways those devices split the tokens of their rows: ``tensor_degree``, or 1 when all of them
+            hold all tokens.
     """
 
     data_degree: int
     tensor_degree: int
     tensor_stride: int
+    sequence_degree: int = 1
 
     @property
     def num_devices(self) -> int:
         """Devices of the stage."""
         return self.data_degree * self.tensor_degree
 
+    @property
+    def num_slices(self) -> int:
+        """Parts of equal size, of rows and tokens, into which the micro-batch is cut; a device holds one of them."""
+        return self.data_degree * self.sequence_degree
+
     def data_index(self, stage_rank: int) -> int:
-        """Tell which slice the device holds."""
+        """Tell which slice of the rows the device holds."""
         inner = stage_rank % self.tensor_stride
         outer = stage_rank // (self.tensor_stride * self.tensor_degree)
         return outer * self.tensor_stride + inner
@@ -176,8 +196,12 @@ class Layout:
         index = self.data_index(stage_rank)
         return index * share, (index + 1) * share
 
+    def sequence_index(self, stage_rank: int) -> int:
+        """Tell which of the ``sequence_degree`` slices of the tokens the device holds."""
+        return stage_rank // self.tensor_stride % self.sequence_degree
 
-_AXIS = re.compile(r"^(dp|gsdp|fsdp|tp)([1-9]\d*)$")
+
+_AXIS = re.compile(r"^(dp|gsdp|fsdp|tp|sptp)([1-9]\d*)$")
 
 
 def _parse_axis(name: str, text: str) -> Axis:

@@ -296,17 +296,20 @@ def output_bytes(layer: LayerSpec, precision: Precision) -> int:
     return sum(map(prod, output_shapes(layer))) * precision.activation_bytes
 
 
-def forward_flops(layer: LayerSpec, *, tensor_degree: int = 1) -> int:
+def forward_flops(layer: LayerSpec, *, tensor_degree: int = 1, sequence_degree: int = 1) -> int:
     """Multiply-adds of one sample's forward pass, counted as two operations each, on one of ``tensor_degree`` devices.
 
     Matrix products with parameters cost ``2 * parameters * tokens``; attention adds ``4 * S * S * H`` for the scores
     and the weighted sum (Narayanan et al. 2021, arXiv 2104.04473, appendix; the causal half is not subtracted), with
     the tokens that a token can see in place of one S. Look-ups, norms and activation functions are not counted. What
-    tensor parallelism does not split, every device computes.
+    tensor parallelism does not split, every device computes, for its share of the tokens with sequence parallelism.
     """
     if isinstance(layer, OwnLayer):
         return layer.forward_flops // (tensor_degree if layer.can_be_split else 1)
-    products = sum(2 * p.local_elements(tensor_degree) * p.num_products for p in parameters(layer))
+    products = sum(
+        2 * p.local_elements(tensor_degree) * p.num_products // (sequence_degree if p.split_dim is None else 1)
+        for p in parameters(layer)
+    )
     if not isinstance(layer, Block):
         return products
     seen = (layer.window_size**2 or layer.sequence_length) + layer.memory_length

@@ -66,7 +66,7 @@ def apply(plan: Plan, *, seed: int, device: torch.device, pretrained: Values | N
     reductions: list[GradientReduction] = []
     for index, (layer, strategy) in enumerate(zip(layers, strategies, strict=True), start=first):
         # 3. Tensor parallelism while there is no memory: no device ever holds the whole of what is split.
-        tensor.split(layer, meshes.tensor(strategy.layout))
+        tensor.split(layer, meshes.tensor(strategy.layout), splits_tokens=strategy.sequence_degree > 1)
         # 4. Initial values of what is left.
         materialize(layer, index, values)
         # 5. Checkpointing outside tensor parallelism, so that recomputing repeats its collectives ...
@@ -74,7 +74,7 @@ def apply(plan: Plan, *, seed: int, device: torch.device, pretrained: Values | N
             recompute_activations(layer)
         # 6. ... and inside sharding, so that recomputing finds the parameters gathered.
         reductions.append(reduce_gradients(layer, strategy, meshes.data(strategy.layout), plan.precision))
-    # 7. Rows move where neighbours split the batch differently, also behind the boundary to the stage before.
+    # 7. Rows and tokens move where neighbours split them differently, also behind the boundary to the stage before.
     stage = Stage(layers, relayouts(plan, meshes), first_layer=first)
     # 8. One root around the layers that torch shards or replicates.
     if not all(isinstance(kind, GradientBucket) for kind in reductions):

@@ -61,6 +61,11 @@ def activation_dtype(precision: Precision) -> torch.dtype:
     return {Precision.FP64: torch.float64, Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}[precision]
 
 
+def sliced(shape: tuple[int, ...], sequence_degree: int) -> tuple[int, ...]:
+    """Give the shape of what one device holds of a sample's tokens, the first dim."""
+    return shape if sequence_degree == 1 else (shape[0] // sequence_degree, *shape[1:])
+
+
 def global_name(layer_index: int, parameter_name: str) -> str:
     """Name a parameter independently of the plan."""
     return f"layers.{layer_index}.{parameter_name}"

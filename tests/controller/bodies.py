@@ -181,6 +181,10 @@ WRONG: dict[str, tuple[str, Changes]] = {
     ),
     "a path without text": ("spec.training.dataset", {"spec.training.dataset": {"path": "x"}}),
     "an unknown dimension": ("spec.search.excludedDimensions", {"spec.search": {"excludedDimensions": ["CP"]}}),
+    "sequence parallelism that is neither on nor off": (
+        "spec.search.sequenceParallelism",
+        {"spec.search": {"sequenceParallelism": "yes"}},
+    ),
     "a dimension twice": ("spec.search.excludedDimensions", {"spec.search": {"excludedDimensions": ["TP", "TP"]}}),
     "no dimension left": (
         "spec.search.excludedDimensions",
@@ -190,6 +194,10 @@ WRONG: dict[str, tuple[str, Changes]] = {
     "a device to look up and to measure": ("spec.profiling", {"spec.profiling": {"device": "h100"}}),
     "a link without a device": ("spec.profiling", {"spec.profiling": {"linkWithinNode": "nvlink4"}}),
     "an unknown algorithm": ("spec.search.algorithm", {"spec.search": {"algorithm": "Alpa"}}),
+    "sequence parallelism for a published search": (
+        "spec.search.sequenceParallelism",
+        {"spec.search": {"sequenceParallelism": True, "algorithm": "GalvatronBMW"}},
+    ),
     "a fixed plan that is not named": ("spec.search.fixedPlanRef", {"spec.search": {"algorithm": "Fixed"}}),
     "a plan beside a search": ("spec.search.fixedPlanRef", {"spec.search": {"fixedPlanRef": {"name": "p"}}}),
     "a variable of the launcher": ("spec.runtime.env", {"spec.runtime": {"env": [{"name": "RANK", "value": "0"}]}}),

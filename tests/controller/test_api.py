@@ -238,6 +238,11 @@ def test_limits_of_the_search_do_not_depend_on_the_order_of_exclusions() -> None
     assert first.schedule is Schedule.ONE_F_ONE_B
 
 
+def test_sequence_parallelism_is_searched_where_it_is_asked_for() -> None:
+    assert not job().limits.sequence_parallel
+    assert job({"spec.search": {"sequenceParallelism": True}}).limits.sequence_parallel
+
+
 def test_precision_is_the_planners() -> None:
     assert job().precision is Precision.BF16
 

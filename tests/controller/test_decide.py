@@ -189,6 +189,21 @@ def test_the_plan_of_the_user_is_priced_and_another_one_in_its_place_anew() -> N
     assert first != second
 
 
+def test_what_the_plan_of_the_user_needs_is_measured_without_being_asked_for() -> None:
+    wanted = job(search=FIXED)
+    read = parse(wanted)
+    plan = builders.plan("sptp4", spec=read.model, on=read.cluster)
+    request = request_of(read, SETTINGS, plan)
+    assert (request_of(read, SETTINGS).sequence_degrees, request.sequence_degrees) == ((), (4,))
+    decision = look(wanted, fixed_plan=brought(plan.to_json()))
+    assert names.profiling_job(read.name, request.digest()) in {one["metadata"]["name"] for one in decision.apply}
+    known = profile_to_look_up(wanted, (), settings=SETTINGS, fixed_plan=brought(plan.to_json()))
+    assert known is not None
+    assert known.name == names.profile_config_map(request.digest())
+    # What cannot be read is told by the decision.
+    assert profile_to_look_up(wanted, (), settings=SETTINGS, fixed_plan=brought("{}")) is None
+
+
 def test_a_kept_plan_of_the_user_is_announced_as_such() -> None:
     wanted = job(search=FIXED)
     decision = look(wanted, children=(kept_plan(wanted),))

@@ -40,6 +40,14 @@ def test_the_plan_that_is_brought_becomes_the_plan_of_the_run(tmp_path: Path) ->
     assert Plan.from_json(files.plan.read_text()) == planned.plan
 
 
+def test_a_plan_that_splits_tokens_is_priced_without_being_asked_for(tmp_path: Path) -> None:
+    wanted, files = job(WITHOUT_MEASURING), RunDirectory(tmp_path)
+    assert not wanted.limits.sequence_parallel
+    brought = builders.plan("sptp2-dp2", spec=wanted.model, on=wanted.cluster)
+    planned = local.plan(wanted, files, port=0, listener=Silence(), fixed=brought)
+    assert planned.plan.stages == brought.stages
+
+
 def test_a_plan_for_another_model_is_refused(tmp_path: Path) -> None:
     wanted = job(WITHOUT_MEASURING)
     brought = builders.plan("dp4", on=wanted.cluster)

@@ -11,8 +11,9 @@ import pytest
 
 import builders
 from command import GALVATRON, galvatron
-from galvatron_operator.whatif import Lists, Question, parse_batch, problems
+from galvatron_operator.whatif import Lists, Question, parse_batch, problems, question
 from galvatron_planner.errors import InvalidInput
+from galvatron_planner.model import Precision
 from galvatron_planner.plan import Plan
 from galvatron_planner.problem import Algorithm, BatchRange
 from galvatron_planner.profiles import Profile, ProfileRequest
@@ -97,6 +98,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_starts(tmp_pa
         (("--model", "bert-huge-32", "--cluster", "8xrtx-titan", "--batch", "8:4"), "8:128:8"),
         (("--model", "bert-huge-32", "--cluster", "8xrtx-titan", "--batch", "8", "--memory", "8Gb"), "--memory"),
         (("job.yaml", "--cluster", "8xrtx-titan"), "leave those options out"),
+        (("job.yaml", "--sequence-parallel"), "leave those options out"),
     ],
 )
 def test_options_that_cannot_be_meant_are_answered_in_words(
@@ -141,6 +143,19 @@ def test_a_measured_profile_answers_for_fewer_devices_and_not_for_more() -> None
     assert len({p.profile.digest() for p in posed}) == 1
     with pytest.raises(InvalidInput, match="measured on 8 devices"):
         problems(measured(8), lists(devices=("16",)))
+
+
+def test_sequence_parallelism_is_searched_where_it_is_asked_for(tmp_path: Path) -> None:
+    path = str(config(tmp_path))
+    plain, wide = (
+        question(
+            model=path, cluster="4xa100-40gb", batch="8", precision=Precision.BF16, sequence_parallel=wanted
+        ).problem
+        for wanted in (False, True)
+    )
+    assert (plain.limits.sequence_parallel, wide.limits.sequence_parallel) == (False, True)
+    degrees = [{one.sequence_degree for one in posed.profile.layers} for posed in (plain, wide)]
+    assert degrees == [{1}, {1, 2, 4}]
 
 
 def test_fewer_devices_are_a_part_of_one_node_or_several_whole_ones() -> None:

@@ -28,7 +28,9 @@ def spoken(layer: LayerSpec, text: str, precision: Precision = Precision.FP32) -
 def test_a_tensor_parallel_block_reduces_twice_forward_and_twice_backward() -> None:
     all_reduce = Communication(Collective.ALL_REDUCE, PAIR, 3 * 2048)
     found = spoken(BLOCK, "tp2-dp2")
-    assert (found.forward, found.backward, found.recomputed) == ((all_reduce,) * 2,) * 3
+    assert (found.forward, found.backward) == ((all_reduce,) * 2,) * 2
+    # Recomputing ends before the last sum, which is only handed on.
+    assert found.recomputed == (all_reduce,)
 
 
 def test_a_tensor_parallel_embedding_reduces_its_output_only() -> None:

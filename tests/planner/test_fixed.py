@@ -39,6 +39,14 @@ def test_limits_do_not_bind_a_plan_that_is_brought() -> None:
     assert price_fixed(problem, builders.plan("tp4")).plan.summary.endswith("tp4 x4")
 
 
+def test_a_plan_that_is_brought_may_split_tokens_where_no_search_would() -> None:
+    problem = builders.problem()
+    assert not problem.limits.sequence_parallel
+    solution = price_fixed(problem, builders.plan("dp4 sptp2-dp2 sptp2-dp2-ckpt sptp4"))
+    assert solution.plan.summary == "pp1 m1: dp4, sptp2-dp2, sptp2-dp2-ckpt, sptp4"
+    assert "sptp4" in explain(solution.plan, solution.report)
+
+
 def test_other_nodes_of_as_many_devices_will_do() -> None:
     problem = builders.problem(on=builders.cluster(4, num_nodes=2))
     assert price_fixed(problem, builders.plan("dp4")).plan.cluster == problem.cluster

@@ -102,6 +102,12 @@ def test_two_defaults_in_one_plan_cannot_be_written() -> None:
         to_galvatron(builders.plan("gsdp4 dp4 fsdp4 gsdp4"))
 
 
+def test_sequence_parallelism_of_a_layer_cannot_be_written() -> None:
+    plan = builders.plan("dp4 tp2-dp2 dp2-sptp2 dp4")
+    with pytest.raises(InexpressiblePlan, match=r"layer 2 \(block, dp2-sptp2\).*whole run.*--sequence-parallel"):
+        to_galvatron(plan)
+
+
 def test_sharded_embeddings_have_two_names() -> None:
     document = json.loads(to_galvatron(builders.plan("fsdp4")).to_json())
     assert (document["embed_sdp"], document["vocab_sdp"]) == (1, 1)
@@ -212,7 +218,7 @@ def expressible_plans(draw: generate.DrawFn, num_devices: int = 8) -> Plan:
     layers, per_stage = families.layers(spec), num_devices // num_stages
     default = draw(generate.sampled_from(["dp", "gsdp"]))
     chosen = [str(draw(generators.strategies(layer, per_stage, micro_batch_size=8))) for layer in layers]
-    chosen = [re.sub(r"\b(dp|gsdp)", default, text) for text in chosen]
+    chosen = [re.sub(r"\bsptp", "tp", re.sub(r"\b(dp|gsdp)", default, text)) for text in chosen]
     tensor = draw(generate.sampled_from([d for d in (1, 2, 4, 8) if d <= per_stage]))
     kind = draw(generate.sampled_from([default, "fsdp"]))
     axes = [f"tp{tensor}"] * (tensor > 1) + [f"{kind}{per_stage // tensor}"] * (per_stage > tensor)

@@ -113,11 +113,12 @@ def test_backward_is_measured_and_not_twice_the_forward_pass() -> None:
     assert cost("single").backward_seconds != pytest.approx(2 * cost("single").forward_seconds)
 
 
-def test_checkpointing_keeps_the_input_and_repeats_the_forward_pass_with_its_collectives() -> None:
+def test_checkpointing_keeps_the_input_and_repeats_the_forward_pass_but_for_its_last_collective() -> None:
     plain, checkpointed = cost("tp4"), cost("tp4-ckpt")
+    last = conditions().profile.link(Collective.ALL_REDUCE, Group(size=4, stride=1)).seconds(8 * 16 * 32 * 4)
     assert checkpointed.activation_bytes == 8 * 16 * 32 * 4
     assert checkpointed.forward_seconds == plain.forward_seconds
-    assert checkpointed.backward_seconds == pytest.approx(plain.backward_seconds + plain.forward_seconds)
+    assert checkpointed.backward_seconds == pytest.approx(plain.backward_seconds + plain.forward_seconds - last)
     freed = plain.activation_bytes - checkpointed.activation_bytes
     assert checkpointed.transient_bytes == plain.transient_bytes + freed
 

@@ -10,7 +10,7 @@ from galvatron_planner.cost.prices import PriceList
 from galvatron_planner.cost.step import BatchSplit, estimate
 from galvatron_planner.errors import NoFeasiblePlan
 from galvatron_planner.model import Precision
-from galvatron_planner.problem import PlanningProblem, Schedule, SearchLimits
+from galvatron_planner.problem import PlanningProblem, Schedule, SearchDimension, SearchLimits
 from galvatron_planner.search.candidates import smallest_peak
 from galvatron_planner.search.optimizer import search
 from galvatron_planner.search.report import Solution
@@ -62,6 +62,18 @@ def test_a_plan_is_found_where_a_quick_look_finds_none() -> None:
     problem = builders.problem(spec, on, batch=8, precision=Precision.BF16, limits=gpipe, measured=measured)
     assert oracles.optimum(problem) is not None
     assert_optimal(problem)
+
+
+def test_a_plan_fits_only_with_sequence_parallelism() -> None:
+    # Long texts and a small model: activations between the split matrices are what fills the memory.
+    spec = builders.model(num_layers=2, sequence_length=256, vocabulary_size=64)
+    on = builders.cluster(4, device_memory_bytes=700_000)
+    plain = builders.problem(spec, on, batch=1, limits=SearchLimits(excluded=(SearchDimension.PP,)))
+    wide = plain.model_copy(update={"limits": plain.limits.model_copy(update={"sequence_parallel": True})})
+    assert oracles.optimum(plain) is None
+    assert_optimal(plain)
+    assert oracles.optimum(wide) is not None
+    assert_optimal(wide)
 
 
 @pytest.mark.slow

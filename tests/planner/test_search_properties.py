@@ -70,6 +70,13 @@ def test_an_exclusion_is_never_faster(problem: PlanningProblem, dimension: Searc
 
 @SOME
 @given(PROBLEMS)
+def test_sequence_parallelism_is_never_slower(problem: PlanningProblem) -> None:
+    plain, wide = (with_limits(problem, sequence_parallel=asked) for asked in (False, True))
+    assert_not_slower(wide, plain)
+
+
+@SOME
+@given(PROBLEMS)
 def test_larger_degrees_are_never_slower(problem: PlanningProblem) -> None:
     for degree in ("max_tensor_degree", "max_pipeline_degree"):
         assert_not_slower(with_limits(problem, **{degree: 1 << 30}), with_limits(problem, **{degree: 1}))

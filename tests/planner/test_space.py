@@ -51,6 +51,37 @@ def test_only_blocks_are_checkpointed() -> None:
         assert checkpointed == isinstance(layer, Block)
 
 
+SEQUENCE_PARALLEL = SearchLimits(sequence_parallel=True)
+LONG = families.layers(
+    builders.model(hidden_size=16384, num_heads=16384, feed_forward_size=16384, sequence_length=16384)
+)
+
+
+@pytest.mark.parametrize(("num_devices", "count"), [(8, 104), (16, 186), (64, 422)])
+def test_sequence_parallelism_leaves_as_many_strategies_as_the_closed_form(num_devices: int, count: int) -> None:
+    # Three kinds of data and two of tensor parallelism: 6K^2 - K + 1 for 2^K devices, without and with checkpointing.
+    exponent = num_devices.bit_length() - 1
+    assert count == 2 * (6 * exponent**2 - exponent + 1)
+    kept = [space.strategies(size, SEQUENCE_PARALLEL, LONG[1]) for size in stage_sizes(num_devices)]
+    assert sum(len(one.strategies) for one in kept) == count
+
+
+def test_what_is_not_asked_for_is_neither_kept_nor_counted() -> None:
+    plain, wide = (space.strategies(8, limits, LONG[1]) for limits in (SearchLimits(), SEQUENCE_PARALLEL))
+    assert set(plain.strategies) == {one for one in wide.strategies if one.sequence_degree == 1}
+    assert len(plain.strategies) + sum(count for _, count in plain.removed) == len(compositions(8))
+    assert len(wide.strategies) + sum(count for _, count in wide.removed) == len(
+        compositions(8, sequence_parallel=True)
+    )
+
+
+def test_limits_of_tensor_parallelism_bind_sequence_parallelism_as_well() -> None:
+    none = SEQUENCE_PARALLEL.without(SearchDimension.TP)
+    assert all(one.tensor_degree == 1 for one in space.strategies(8, none, LONG[1]).strategies)
+    two = SearchLimits(sequence_parallel=True, max_tensor_degree=2)
+    assert {one.sequence_degree for one in space.strategies(8, two, LONG[1]).strategies} == {1, 2}
+
+
 def test_an_excluded_dimension_occurs_nowhere() -> None:
     limits = SearchLimits(excluded=(SearchDimension.TP,))
     assert all(s.degree(Dimension.TENSOR) == 1 for s in space.strategies(8, limits, WIDE[1]).strategies)

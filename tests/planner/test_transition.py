@@ -27,10 +27,24 @@ def test_equal_layouts_cost_nothing_whatever_is_sharded() -> None:
         ("dp2-tp2", "dp4", False),  # rank 2 holds the first half and needs the third quarter
         ("dp4", "tp4", False),
         ("tp2-dp2", "dp2-tp2", False),
+        ("tp4", "sptp4", True),  # every device holds all tokens, of which each keeps a quarter
+        ("sptp4", "tp4", False),
+        ("sptp4", "dp4", False),  # all rows of a quarter of the tokens are not all tokens of a quarter of the rows
+        ("tp2-dp2", "sptp2-dp2", True),
+        ("tp4", "dp2-sptp2", True),
+        ("sptp2-dp2", "dp2-sptp2", False),
     ],
 )
 def test_rows_stay_where_a_growing_data_degree_only_slices(before: str, after: str, local: bool) -> None:  # noqa: FBT001
     assert is_local(layout(before), layout(after)) is local
+
+
+def test_a_device_that_holds_other_tokens_sends_and_receives_less() -> None:
+    moved = price(layout("sptp2-dp2"), layout("tp2-dp2"), micro_batch_bytes=MICRO_BATCH_BYTES, profile=PROFILE)
+    # A quarter of the micro-batch is held, half of it is wanted; in the backward pass each keeps a slice of its half.
+    exchange = PROFILE.link(Collective.ALL_TO_ALL, Group(size=4, stride=1)).seconds(MICRO_BATCH_BYTES // 2)
+    assert (moved.forward_seconds, moved.backward_seconds) == (exchange, 0.0)
+    assert moved.transient_bytes == MICRO_BATCH_BYTES // 4 + MICRO_BATCH_BYTES // 2
 
 
 def test_a_slice_forward_is_an_exchange_backward() -> None:

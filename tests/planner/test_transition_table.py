@@ -17,7 +17,9 @@ every_stage = pytest.mark.parametrize("num_devices", [2, 4, 8, 16])
 
 
 def layouts(num_devices: int) -> list[Layout]:
-    return sorted({strategy.layout for strategy in compositions(num_devices)})
+    strategies = compositions(num_devices, sequence_parallel=True)
+    # A layer has one kind of tensor parallelism.
+    return sorted({one.layout for one in strategies if one.sequence_degree in (1, one.tensor_degree)})
 
 
 def entry(table: TransitionTable, row: int, column: int) -> TransitionCost:
@@ -29,10 +31,21 @@ def entry(table: TransitionTable, row: int, column: int) -> TransitionCost:
 
 
 def holds_all_it_needs(before: Layout, after: Layout, rank: int) -> bool:
-    """Compare slices in units that divide both layouts' evenly."""
-    units = before.data_degree * after.data_degree
-    (held_first, held_end), (first, end) = before.rows(rank, units), after.rows(rank, units)
-    return held_first <= first and end <= held_end
+    """Compare slices of rows and of tokens in units that divide both layouts' evenly."""
+    rows, tokens = before.data_degree * after.data_degree, before.sequence_degree * after.sequence_degree
+    return _is_within(after.rows(rank, rows), before.rows(rank, rows)) and _is_within(
+        sliced(after, rank, tokens), sliced(before, rank, tokens)
+    )
+
+
+def sliced(layout: Layout, rank: int, num_tokens: int) -> tuple[int, int]:
+    share = num_tokens // layout.sequence_degree
+    first = layout.sequence_index(rank) * share
+    return first, first + share
+
+
+def _is_within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
+    return outer[0] <= inner[0] and inner[1] <= outer[1]
 
 
 @every_stage
@@ -71,3 +84,12 @@ def test_a_device_has_the_slice_that_its_data_index_says(num_devices: int) -> No
     for layout in layouts(num_devices):
         indices = [layout.data_index(rank) for rank in range(num_devices)]
         assert sorted(indices) == sorted(list(range(layout.data_degree)) * layout.tensor_degree)
+
+
+@every_stage
+def test_the_boxes_of_rows_and_tokens_make_up_the_micro_batch(num_devices: int) -> None:
+    for layout in layouts(num_devices):
+        boxes = [(layout.data_index(rank), layout.sequence_index(rank)) for rank in range(num_devices)]
+        copies = num_devices // layout.num_slices
+        every = product(range(layout.data_degree), range(layout.sequence_degree))
+        assert sorted(boxes) == sorted(list(every) * copies)

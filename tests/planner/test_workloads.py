@@ -168,7 +168,8 @@ def test_a_split_decoder_block_reduces_three_parts_and_the_encoders_gradient() -
     memory = (Collective.ALL_REDUCE, group, memory_bytes(block, Precision.FP32))
     assert [(c.collective, c.group, c.payload_bytes) for c in spoken.forward] == [own] * 3
     assert [(c.collective, c.group, c.payload_bytes) for c in spoken.backward] == [own] * 3 + [memory]
-    assert spoken.recomputed == spoken.forward
+    # Recomputing ends before the last sum, which is only handed on.
+    assert spoken.recomputed == spoken.forward[:2]
 
 
 @pytest.mark.parametrize("kind", [Patches, Merge])

@@ -12,12 +12,15 @@ from galvatron_runtime.measure.passes import build, feed
 
 GPT = tuple(dict.fromkeys(families.layers(builders.model(hidden_size=64, feed_forward_size=256, vocabulary_size=512))))
 EVERY_LAYER = pytest.mark.parametrize("layer", GPT, ids=lambda layer: str(layer.kind))
-EVERY_SPLIT = pytest.mark.parametrize("tensor_degree", [1, 2, 4])
+EVERY_SPLIT = pytest.mark.parametrize(
+    ("tensor_degree", "sequence_degree"), [(1, 1), (2, 1), (4, 1), (2, 2), (4, 4)], ids=str
+)
 
 
-def memory_of(layer: LayerSpec, tensor_degree: int, micro_batch_size: int) -> Footprint:
-    device = torch.device("cpu")
-    module = build(layer, tensor_degree=tensor_degree, precision=Precision.FP32, device=device)
+def memory_of(layer: LayerSpec, tensor_degree: int, micro_batch_size: int, *, sequence_degree: int = 1) -> Footprint:
+    device, precision = torch.device("cpu"), Precision.FP32
+    splits_tokens = sequence_degree > 1
+    module = build(layer, tensor_degree=tensor_degree, splits_tokens=splits_tokens, precision=precision, device=device)
     layer_pass = feed(module, micro_batch_size=micro_batch_size, precision=Precision.FP32, device=device)
     lasting = lasting_storages(layer_pass)
     layer_pass.run()
@@ -26,18 +29,25 @@ def memory_of(layer: LayerSpec, tensor_degree: int, micro_batch_size: int) -> Fo
 
 @EVERY_LAYER
 @EVERY_SPLIT
-def test_a_sample_keeps_what_is_counted(layer: LayerSpec, tensor_degree: int) -> None:
-    counted = activation_bytes(layer, tensor_degree=tensor_degree, precision=Precision.FP32)
+def test_a_sample_keeps_what_is_counted(layer: LayerSpec, tensor_degree: int, sequence_degree: int) -> None:
+    counted = activation_bytes(
+        layer, tensor_degree=tensor_degree, sequence_degree=sequence_degree, precision=Precision.FP32
+    )
+    found = memory_of(layer, tensor_degree, 2, sequence_degree=sequence_degree).activation_bytes
 
     # The loss keeps one number whatever the batch.
-    assert memory_of(layer, tensor_degree, 2).activation_bytes == pytest.approx(2 * counted, abs=4)
+    assert found == pytest.approx(2 * counted, abs=4)
 
 
 @EVERY_LAYER
 @EVERY_SPLIT
-def test_working_memory_grows_as_is_counted(layer: LayerSpec, tensor_degree: int) -> None:
-    few, many = (memory_of(layer, tensor_degree, size).transient_bytes for size in (64, 128))
-    counted = transient_bytes(layer, tensor_degree=tensor_degree, precision=Precision.FP32)
+def test_working_memory_grows_as_is_counted(layer: LayerSpec, tensor_degree: int, sequence_degree: int) -> None:
+    few, many = (
+        memory_of(layer, tensor_degree, size, sequence_degree=sequence_degree).transient_bytes for size in (64, 128)
+    )
+    counted = transient_bytes(
+        layer, tensor_degree=tensor_degree, sequence_degree=sequence_degree, precision=Precision.FP32
+    )
 
     # Numbers per token beside the vectors: masks and sums of the loss.
     assert (many - few) / 64 == pytest.approx(counted, rel=0.05)

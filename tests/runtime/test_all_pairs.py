@@ -20,6 +20,7 @@ STAGES = {
     "split": ("tp4 tp4 tp4 tp4",),
     "split-and-sharded": ("tp2-fsdp2 tp2-dp2 fsdp2-tp2 dp2-tp2",),
     "mixed": ("dp4 tp2-gsdp2 fsdp4 tp4",),
+    "split-tokens": ("sptp4 sptp2-dp2 fsdp2-sptp2-ckpt sptp4",),
     "two-stages": ("dp2 tp2", "fsdp2-ckpt gsdp2"),
     "uneven-stages": ("tp2", "gsdp2 fsdp2 tp2"),
     "four-stages": ("single", "single-ckpt", "single", "single"),

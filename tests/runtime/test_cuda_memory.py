@@ -62,13 +62,13 @@ def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def kept_bytes(layer: LayerSpec, tensor_degree: int) -> float:
+def kept_bytes(layer: LayerSpec, split: LayerStrategy) -> float:
     """Bytes that autograd keeps of a pass; not parameters, and not tables that all passes share."""
     with META:
         module = build_layer(
             layer, is_shifted=isinstance(layer, Block) and 0 < layer.window_size**2 < layer.sequence_length
         )
-    split_for_measurement(module, tensor_degree)
+    split_for_measurement(module, split.tensor_degree, splits_tokens=split.sequence_degree > 1)
     layer_pass = feed(module, micro_batch_size=ROWS, precision=Precision.BF16, device=META)
     passes, outputs = [], []
     for _ in range(2):
@@ -92,17 +92,18 @@ def collecting() -> Iterator[list[Tensor]]:
         yield saved
 
 
-@pytest.mark.parametrize("tensor_degree", [1, 2, 4, 8])
+@pytest.mark.parametrize("split", ["single", "tp2", "tp4", "tp8", "sptp2", "sptp8"])
 @pytest.mark.parametrize("name", ["llama2-7b", "llama3-8b", "qwen2.5-7b", "mistral-7b", "gpt3-15b", "bert-huge-32",
                                   "t5-large-32", "vit-huge-32", "swin-huge-32"])  # fmt: skip
-def test_a_sample_keeps_on_a_gpu_what_the_cost_model_counts(name: str, tensor_degree: int) -> None:
-    strategy = LayerStrategy.parse(f"tp{tensor_degree}" if tensor_degree > 1 else "single")
+def test_a_sample_keeps_on_a_gpu_what_the_cost_model_counts(name: str, split: str) -> None:
+    strategy = LayerStrategy.parse(split)
     for layer in dict.fromkeys(families.layers(PRESETS[name])):
         if refusal(layer, strategy) is not None:
             continue
-        counted = ROWS * activation_bytes(layer, tensor_degree=tensor_degree, precision=Precision.BF16)
-        counted += mask_bytes(layer, tensor_degree=tensor_degree, precision=Precision.BF16)
-        found = kept_bytes(layer, tensor_degree)
+        degrees = {"tensor_degree": strategy.tensor_degree, "sequence_degree": strategy.sequence_degree}
+        counted = ROWS * activation_bytes(layer, precision=Precision.BF16, **degrees)
+        counted += mask_bytes(layer, tensor_degree=strategy.tensor_degree, precision=Precision.BF16)
+        found = kept_bytes(layer, strategy)
         assert counted == pytest.approx(found, rel=0.01, abs=64), (
             f"{layer.kind}: {counted / MIB:.2f} MiB counted, {found / MIB:.2f} MiB kept"
         )

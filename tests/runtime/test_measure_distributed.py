@@ -15,7 +15,6 @@ from galvatron_planner.problem import BatchRange, PlanningProblem, SearchLimits
 from galvatron_planner.profiles import Collective, Profile, ProfileRequest
 from galvatron_planner.search.optimizer import search
 from galvatron_planner.search.request import profile_request
-from galvatron_planner.strategy import LayerStrategy
 from galvatron_planner.units import GIB, MIB
 
 pytestmark = pytest.mark.distributed
@@ -27,11 +26,14 @@ BATCH = BatchRange(minimum=4, maximum=4)
 
 @pytest.fixture(
     scope="module",
-    params=[(Family.GPT, 2, Precision.FP32), (Family.LLAMA, 4, Precision.BF16)],
+    params=[
+        (Family.GPT, 2, Precision.FP32, SearchLimits(sequence_parallel=True)),
+        (Family.LLAMA, 4, Precision.BF16, SearchLimits()),
+    ],
     ids=["gpt-fp32-on-2", "llama-bf16-on-4"],
 )
 def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    family, num_devices, precision = request.param
+    family, num_devices, precision, limits = request.param
     # Its payloads must be far apart to differ in time, hence a few MiB of parameters; two key-value heads refuse tp4.
     spec = builders.model(family, hidden_size=128, num_heads=4, num_key_value_heads=2, vocabulary_size=2048)
     asked = profile_request(
@@ -39,7 +41,7 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         builders.cluster(num_devices),
         precision=precision,
         batch=BATCH,
-        limits=SearchLimits(),
+        limits=limits,
         runtime_version="test",
     )
     return spec, asked, measure(asked, tmp_path_factory.mktemp("profile"))
@@ -66,16 +68,16 @@ def test_every_duration_says_how_certain_it_is(measured: Measured) -> None:
     assert 0 < profile.typical_uncertainty < 0.5
 
 
-def test_every_layer_is_measured_at_every_degree_that_it_admits(measured: Measured) -> None:
+def test_every_layer_is_measured_in_every_split_that_it_admits(measured: Measured) -> None:
     _, asked, profile = measured
     expected = [
-        (layer, degree)
+        (layer, split.tensor_degree, split.sequence_degree)
         for layer in asked.layers
-        for degree in asked.tensor_degrees
-        if refusal(layer, LayerStrategy.parse(f"tp{degree}" if degree > 1 else "single")) is None
+        for split in asked.splits
+        if refusal(layer, split) is None
     ]
 
-    assert [(one.layer, one.tensor_degree) for one in profile.layers] == expected
+    assert [(one.layer, one.tensor_degree, one.sequence_degree) for one in profile.layers] == expected
     for one in profile.layers:
         assert tuple(sample.micro_batch_size for sample in one.samples) == asked.micro_batch_sizes
 

@@ -261,6 +261,12 @@ def _search(spec: Spec) -> Iterator[Finding]:
             f"excludes every way to use {spec.budget.gpus} devices",
             "keep one of PP, TP, DP and SDP, or use a single device",
         )
+    if spec.search.sequence_parallelism and spec.search.algorithm not in (Algorithm.OPTIMAL, Algorithm.FIXED):
+        yield Finding(
+            "spec.search.sequenceParallelism",
+            f"is set with algorithm {spec.search.algorithm}, which does not know it",
+            "leave it out, or use algorithm Optimal",
+        )
     fixed = spec.search.algorithm is Algorithm.FIXED
     if fixed != (spec.search.fixed_plan_ref is not None):
         yield Finding(

@@ -128,6 +128,7 @@ class GalvatronJob(SpecValue):
             max_pipeline_degree=search.max_degrees.pipeline or _UNBOUNDED_DEGREE,
             schedule=_schedule(search.pipeline_schedule),
             algorithm=search.algorithm,
+            sequence_parallel=search.sequence_parallelism,
         )
 
 

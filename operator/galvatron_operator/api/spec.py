@@ -210,6 +210,7 @@ class Search(SpecValue):
     fixed_plan_ref: FixedPlanRef | None = None
     excluded_dimensions: tuple[SearchDimension, ...] = Field(default=(), max_length=6)
     max_degrees: MaxDegrees = MaxDegrees()
+    sequence_parallelism: bool = False
     pipeline_schedule: PipelineSchedule = PipelineSchedule.ONE_F_ONE_B
     timeout_seconds: Seconds = 900
 

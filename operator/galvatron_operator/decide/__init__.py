@@ -33,12 +33,12 @@ from galvatron_operator.decide.observed import (
     reference,
 )
 from galvatron_operator.decide.profiling import measure, profile_at_hand, request_of, say_profile_ready
-from galvatron_operator.decide.searching import await_fixed_plan, existing_plan, say_plan_ready, search
+from galvatron_operator.decide.searching import await_fixed_plan, brought_plan, existing_plan, say_plan_ready, search
 from galvatron_operator.decide.situation import FALSE, TRUE, Situation, complete
 from galvatron_operator.decide.training import has_finished_training, train
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.settings import Settings
-from galvatron_planner.errors import GalvatronError, InvalidInput
+from galvatron_planner.errors import GalvatronError, InvalidDocument, InvalidInput
 
 __all__ = [
     "OWNED_KINDS",
@@ -87,19 +87,31 @@ def reject(body: Mapping[str, Any], seen: Observed, error: GalvatronError, *, no
 
 
 def profile_to_look_up(
-    body: Mapping[str, Any], children: tuple[Manifest, ...], *, settings: Settings
+    body: Mapping[str, Any],
+    children: tuple[Manifest, ...],
+    *,
+    settings: Settings,
+    fixed_plan: Manifest | None = None,
 ) -> ObjectRef | None:
-    """Name the ConfigMap in which the job's profile may be cached; None where no profile is needed (any more)."""
+    """Name the ConfigMap in which the job's profile may be cached; None where no profile is needed (yet, any more).
+
+    Args:
+        body: the GalvatronJob as the API has it.
+        children: objects of the job.
+        settings: of the installation.
+        fixed_plan: the ConfigMap of :func:`fixed_plan_to_look_up`, if it is there.
+    """
     if any(names.PLAN_KEY in child.get("data", {}) for child in children):
         return None
     try:
         job = parse(body)
-    except InvalidInput:
+        brought = brought_plan(job, fixed_plan)
+    except (InvalidInput, InvalidDocument):
         # ``decide`` says so.
         return None
     if job.spec.profiling.policy is ProfilingPolicy.NEVER:
         return None
-    name = names.profile_config_map(request_of(job, settings).digest())
+    name = names.profile_config_map(request_of(job, settings, brought).digest())
     return ObjectRef(Kind.CONFIG_MAP, job.namespace, name)
 
 
@@ -162,7 +174,8 @@ def _plan(situation: Situation) -> Decision:
     """Find the profile, then the plan; not the profile for a plan that is not there."""
     if (unready := await_fixed_plan(situation)) is not None:
         return unready
-    request = request_of(situation.job, situation.settings)
+    brought = brought_plan(situation.job, situation.seen.fixed_plan)
+    request = request_of(situation.job, situation.settings, brought)
     profile = profile_at_hand(situation, request)
     if profile is None:
         return measure(situation, request)

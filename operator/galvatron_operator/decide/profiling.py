@@ -26,15 +26,18 @@ from galvatron_planner.analytic import analytic_profile
 from galvatron_planner.cluster import Cluster
 from galvatron_planner.errors import InvalidDocument
 from galvatron_planner.model import Model, Precision
+from galvatron_planner.plan import Plan
 from galvatron_planner.problem import BatchRange, SearchLimits
 from galvatron_planner.profiles import Profile, ProfileRequest, ProfileSource
-from galvatron_planner.search.request import profile_request
+from galvatron_planner.search.request import covering, profile_request
 from galvatron_planner.worker import WorkerStatus
 
 
-def request_of(job: GalvatronJob, settings: Settings) -> ProfileRequest:
-    """Write document 1."""
-    return _request(job.model, job.cluster, job.precision, job.batch, job.limits, _place_of_measurement(job, settings))
+def request_of(job: GalvatronJob, settings: Settings, fixed_plan: Plan | None = None) -> ProfileRequest:
+    """Write document 1, for a search or for the plan that the user brings."""
+    place = _place_of_measurement(job, settings)
+    request = _request(job.model, job.cluster, job.precision, job.batch, job.limits, place)
+    return request if fixed_plan is None else covering(request, fixed_plan)
 
 
 # Kept, because every round until the plan is found asks twice: 40 ms for 4 devices, 250 ms for 512 (2 shared cores).

@@ -1,10 +1,11 @@
 """From a profile to a plan: searched by a process of the operator, then kept in an immutable ConfigMap."""
 
 from galvatron_operator import names
-from galvatron_operator.api import ConditionType, Estimates, PlanStatus, ProfilingPolicy
+from galvatron_operator.api import ConditionType, Estimates, GalvatronJob, PlanStatus, ProfilingPolicy
 from galvatron_operator.decide.observed import Decision, Kind, SearchOrder, SearchOutcome, SearchProblem
 from galvatron_operator.decide.situation import AT_ONCE_SECONDS, FALSE, POLL_SECONDS, TRUE, Situation, fail
 from galvatron_operator.manifests import training
+from galvatron_operator.manifests.metadata import Manifest
 from galvatron_planner.errors import InvalidDocument
 from galvatron_planner.plan import Plan
 from galvatron_planner.problem import Algorithm, PlanningProblem
@@ -56,7 +57,7 @@ def await_fixed_plan(situation: Situation) -> Decision | None:
     ref = situation.job.spec.search.fixed_plan_ref
     if ref is None:
         return None
-    text = _fixed_plan_text(situation)
+    text = _fixed_plan_text(situation.job, situation.seen.fixed_plan)
     if text is None:
         there = situation.seen.fixed_plan is not None
         problem = f"ConfigMap {ref.name} has no key {ref.key}" if there else f"ConfigMap {ref.name} does not exist"
@@ -71,6 +72,16 @@ def await_fixed_plan(situation: Situation) -> Decision | None:
     return None
 
 
+def brought_plan(job: GalvatronJob, config_map: Manifest | None) -> Plan | None:
+    """Read the plan that the user brings, if it is there.
+
+    Raises:
+        InvalidDocument: when it is none.
+    """
+    text = _fixed_plan_text(job, config_map)
+    return None if text is None else Plan.from_json(text)
+
+
 def search(situation: Situation, profile: Profile) -> Decision:
     """Have the plan searched, or the user's own priced, and keep it when that is done."""
     job = situation.job
@@ -82,11 +93,10 @@ def search(situation: Situation, profile: Profile) -> Decision:
         limits=job.limits,
         profile=profile,
     )
-    text = _fixed_plan_text(situation)
     order = SearchOrder(
         problem,
         timeout_seconds=job.spec.search.timeout_seconds,
-        fixed_plan=None if text is None else Plan.from_json(text),
+        fixed_plan=brought_plan(job, situation.seen.fixed_plan),
     )
     outcome = situation.seen.search
     if outcome is None or outcome.digest != order.digest:
@@ -99,8 +109,8 @@ def search(situation: Situation, profile: Profile) -> Decision:
     return situation.decide(apply=(keep,), after_seconds=AT_ONCE_SECONDS)
 
 
-def _fixed_plan_text(situation: Situation) -> str | None:
-    ref, config_map = situation.job.spec.search.fixed_plan_ref, situation.seen.fixed_plan
+def _fixed_plan_text(job: GalvatronJob, config_map: Manifest | None) -> str | None:
+    ref = job.spec.search.fixed_plan_ref
     if ref is None or config_map is None:
         return None
     text: str | None = config_map.get("data", {}).get(ref.key)

@@ -88,12 +88,12 @@ def price(layer: LayerSpec, strategy: LayerStrategy, *, micro_batch_size: int, c
         MissingMeasurement: when the profile was made for another model or cluster.
     """
     local_samples = micro_batch_size // strategy.data_degree
-    passes = conditions.profile.layer(layer, strategy.tensor_degree).at(local_samples)
+    passes = conditions.profile.layer(layer, strategy.tensor_degree, strategy.sequence_degree).at(local_samples)
     spoken = communication(layer, strategy, local_samples=local_samples, precision=conditions.precision)
     recomputed = passes.forward_seconds if strategy.checkpoint else 0.0
     backward = recomputed + passes.backward_seconds
     blocking = spoken.backward + (spoken.recomputed if strategy.checkpoint else ())
-    arriving = local_samples * input_bytes(layer, conditions.precision)
+    arriving = local_samples * input_bytes(layer, conditions.precision) // strategy.sequence_degree
     return LayerCost(
         forward_seconds=_seconds(spoken.forward, conditions)
         + _with_prefetch(passes.forward_seconds, spoken.forward_prefetched, conditions),

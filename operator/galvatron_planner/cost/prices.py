@@ -107,7 +107,7 @@ class PriceList:
         """Price one transfer between a stage and the next, in the layout of the former: each rank with its partner."""
         pairs = self.stage_pairs(exit_layout.num_devices, stage_index)
         link = self.conditions.profile.link(Collective.POINT_TO_POINT, pairs)
-        return link.seconds(micro_batch_bytes // exit_layout.data_degree)
+        return link.seconds(micro_batch_bytes // exit_layout.num_slices)
 
     def stage_pairs(self, num_devices: int, stage_index: int) -> Group:
         """Give the pairs over which a stage of so many devices and the next one transfer."""
@@ -135,13 +135,13 @@ class PriceList:
         if position.entry is None:
             return 0
         payloads = 1 if first == position.entry else 1 + position.in_flight
-        return payloads * (micro_batch_bytes // position.entry.data_degree)
+        return payloads * (micro_batch_bytes // position.entry.num_slices)
 
     def exit_bytes(self, position: StagePosition, exit_layout: Layout, micro_batch_bytes: int) -> int:
         """Bytes of the outputs that wait for their gradients, one per micro-batch in flight, and of one gradient."""
         if not position.feeds_next:
             return 0
-        return (position.in_flight + 1) * (micro_batch_bytes // exit_layout.data_degree)
+        return (position.in_flight + 1) * (micro_batch_bytes // exit_layout.num_slices)
 
     def stage(
         self, stage_layers: tuple[LayerSpec, ...], strategies: tuple[LayerStrategy, ...], position: StagePosition

@@ -286,7 +286,7 @@ def _facts(
                 optimizer_seconds=sum(cost.optimizer_seconds for cost in costs),
                 state_bytes=sum(cost.state_bytes for cost in costs),
                 entry_bytes=facts[-1].exit_bytes if facts else 0,
-                exit_bytes=moved // exit_layout.data_degree if position.feeds_next else 0,
+                exit_bytes=moved // exit_layout.num_slices if position.feeds_next else 0,
                 keeps_entry=entry is not None and entry != strategies[0].layout,
             )
         )

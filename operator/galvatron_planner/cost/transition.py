@@ -1,7 +1,8 @@
-"""The price of neighbours that split the micro-batch differently: rows move between the devices of a stage.
+"""The price of neighbours that split the micro-batch differently: rows and tokens move between a stage's devices.
 
-Only the layout of activations counts; sharding of parameters and checkpointing cost nothing here. A growing data degree
-is a local slice in forward, and its mirror in backward brings the gradients' rows together again.
+Only the layout of activations counts; sharding of parameters and checkpointing cost nothing here. What is only cut
+further, into more rows or more slices of the tokens, is a local slice in forward, and its mirror in backward brings the
+gradients together again.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ class TransitionCost:
 
     Attributes:
         forward_seconds: per micro-batch.
-        backward_seconds: per micro-batch, the same rows the other way.
+        backward_seconds: per micro-batch, the same the other way.
         transient_bytes: what is sent plus what is received on one device.
     """
 
@@ -50,8 +51,8 @@ def price(before: Layout, after: Layout, *, micro_batch_bytes: int, profile: Pro
     """
     if before == after:
         return FREE
-    held = micro_batch_bytes // before.data_degree
-    wanted = micro_batch_bytes // after.data_degree
+    held = micro_batch_bytes // before.num_slices
+    wanted = micro_batch_bytes // after.num_slices
     # An all-to-all is measured by what a device holds; one that receives more than it holds is as slow as what arrives.
     exchange = profile.link(Collective.ALL_TO_ALL, Group(size=before.num_devices, stride=1)).seconds(max(held, wanted))
     return TransitionCost(
@@ -72,7 +73,7 @@ class TransitionTable:
 
 def price_all(layouts: Sequence[Layout], *, micro_batch_bytes: int, profile: Profile) -> TransitionTable:
     """Price every change between layouts of one stage, as :func:`price` does one by one."""
-    held = np.array([micro_batch_bytes // layout.data_degree for layout in layouts], dtype=np.int64)
+    held = np.array([micro_batch_bytes // layout.num_slices for layout in layouts], dtype=np.int64)
     changes = ~np.eye(len(layouts), dtype=bool)
     exchange = np.zeros(changes.shape)
     if len(layouts) > 1:
@@ -90,20 +91,20 @@ def price_all(layouts: Sequence[Layout], *, micro_batch_bytes: int, profile: Pro
 
 @cache
 def is_local(before: Layout, after: Layout) -> bool:
-    """Tell whether every device already holds all rows that it needs next."""
-    if after.data_degree < before.data_degree:
-        return False
+    """Tell whether every device already holds all rows and tokens that it needs next."""
     # What was held is cut further: the digits of its index begin those of the index wanted.
-    held = _index_bits(before)
-    return _index_bits(after)[: len(held)] == held
+    return all(
+        wanted[: len(held)] == held for held, wanted in zip(_index_bits(before), _index_bits(after), strict=True)
+    )
 
 
 @cache
-def _index_bits(layout: Layout) -> tuple[int, ...]:
-    """List the bits of a device's rank that make up the index of its slice (:meth:`Layout.data_index`), highest first.
+def _index_bits(layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """List the bits of a device's rank that make up the indices of its slices of rows and of tokens, highest first.
 
-    All degrees are powers of two.
+    These are :meth:`Layout.data_index` and :meth:`Layout.sequence_index`. All degrees are powers of two.
     """
     lowest = layout.tensor_stride.bit_length() - 1
     tensor = range(lowest, lowest + layout.tensor_degree.bit_length() - 1)
-    return tuple(bit for bit in reversed(range(layout.num_devices.bit_length() - 1)) if bit not in tensor)
+    rows = tuple(bit for bit in reversed(range(layout.num_devices.bit_length() - 1)) if bit not in tensor)
+    return rows, tuple(reversed(tensor)) if layout.sequence_degree > 1 else ()

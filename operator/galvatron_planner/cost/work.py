@@ -110,7 +110,8 @@ class _Layer:
 
     def measured(self, quantity: str) -> float:
         """Read a quantity of the layer's profile."""
-        measured = self.prices.conditions.profile.layer(self.spec, self.strategy.tensor_degree)
+        split = self.strategy.tensor_degree, self.strategy.sequence_degree
+        measured = self.prices.conditions.profile.layer(self.spec, *split)
         return float(getattr(measured.at(self.size // self.strategy.data_degree), quantity))
 
 
@@ -154,7 +155,7 @@ def _move_pieces(
     prices: PriceList, before: Layout, after: Layout, micro_batch_bytes: int, layer_index: int
 ) -> tuple[Piece, Piece]:
     cost = prices.transition(before, after, micro_batch_bytes)
-    payload = micro_batch_bytes // min(before.data_degree, after.data_degree)
+    payload = micro_batch_bytes // min(before.num_slices, after.num_slices)
     group = Group(size=before.data_degree * before.tensor_degree, stride=1)
     exchange = Communication(Collective.ALL_TO_ALL, group, payload)
     there, back = (

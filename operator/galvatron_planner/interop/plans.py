@@ -134,6 +134,7 @@ def to_galvatron(plan: Plan) -> GalvatronPlan:
         InexpressiblePlan: when their format cannot hold it; names the layer or stage and their field.
     """
     strategies = [strategy for stage in plan.stages for strategy in stage.layers]
+    _check_tokens_are_whole(plan.layers, strategies)
     blocks = [s for layer, s in zip(plan.layers, strategies, strict=True) if _is_listed(layer)]
     if not blocks:
         raise _inexpressible("the model has no Transformer blocks, which are all that their lists hold")
@@ -221,6 +222,16 @@ def priced(imported: ImportedPlan, problem: PlanningProblem) -> Plan:
 def _is_listed(layer: LayerSpec) -> bool:
     """Tell whether their lists have a number for a layer; all others share ``vtp`` and ``embed_sdp``."""
     return isinstance(layer, Block)
+
+
+def _check_tokens_are_whole(layers: tuple[LayerSpec, ...], strategies: list[LayerStrategy]) -> None:
+    for index, (layer, strategy) in enumerate(zip(layers, strategies, strict=True)):
+        if strategy.sequence_degree > 1:
+            raise InexpressiblePlan(
+                f"layer {index} ({layer.kind}, {strategy}) has sequence parallelism, which is a flag of the whole run"
+                " in their runtime (sequence_parallel) and in no plan",
+                remedy="plan again without spec.search.sequenceParallelism (--sequence-parallel)",
+            )
 
 
 def _is_consecutive(strategy: LayerStrategy) -> bool:

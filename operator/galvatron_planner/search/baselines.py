@@ -87,9 +87,9 @@ def baselines_of(
 
 
 def restricted(problem: PlanningProblem, dimensions: tuple[SearchDimension, ...]) -> PlanningProblem:
-    """Pose the same problem with these dimensions only."""
+    """Pose the same problem with these dimensions only, and without sequence parallelism, as they are known."""
     excluded = tuple(dimension for dimension in SearchDimension if dimension not in dimensions)
-    return with_limits(problem, excluded)
+    return with_limits(problem.without_sequence_parallelism(), excluded)
 
 
 def with_limits(problem: PlanningProblem, excluded: tuple[SearchDimension, ...]) -> PlanningProblem:

@@ -165,7 +165,7 @@ class PipelineOptions:
     def payload(self, kind: int) -> Integers:
         """Bytes on one device of what leaves a layer in a state's layout, (S,)."""
         moved = self.layers[kind].leaving_bytes
-        return _integers([moved // layout.data_degree for layout in self.layouts])
+        return _integers([moved // layout.num_slices for layout in self.layouts])
 
     def hop_seconds(self, before: int, *, stage_index: int) -> Floats:
         """Price one transfer between a stage whose last layer is of kind ``before`` and the next one, by exit."""
@@ -254,8 +254,8 @@ def _by_layout(costs: Mapping[LayerStrategy, LayerCost]) -> dict[Layout, list[tu
     return found
 
 
-def _degrees(layout: Layout) -> tuple[int, int]:
-    return layout.data_degree, layout.tensor_degree
+def _degrees(layout: Layout) -> tuple[int, int, int]:
+    return layout.data_degree, layout.tensor_degree, layout.sequence_degree
 
 
 def _does_all(

@@ -7,9 +7,10 @@ from galvatron_planner.activations import activation_bytes, transient_bytes
 from galvatron_planner.cluster import Cluster, groups
 from galvatron_planner.dimensions import communication
 from galvatron_planner.model import LayerSpec, Model, Precision
+from galvatron_planner.plan import Plan
 from galvatron_planner.problem import BatchRange, SearchDimension, SearchLimits
 from galvatron_planner.profiles import ProfileRequest
-from galvatron_planner.strategy import LayerStrategy
+from galvatron_planner.strategy import Dimension, LayerStrategy
 from galvatron_planner.units import MIB
 from galvatron_planner.workload import boundary_bytes, num_parameters
 
@@ -48,7 +49,8 @@ def profile_request(
         layers=layers,
         precision=precision,
         micro_batch_sizes=sizes,
-        tensor_degrees=tuple(sorted({1} | {strategy.tensor_degree for _, strategy in strategies})),
+        tensor_degrees=_degrees({1}, Dimension.TENSOR, (strategy for _, strategy in strategies)),
+        sequence_degrees=_degrees(set(), Dimension.SEQUENCE_TENSOR, (strategy for _, strategy in strategies)),
         groups=groups(cluster.num_devices),
         payload_bytes=_payloads(min(largest, cluster.device_memory_bytes // 16, LARGEST_PAYLOAD_BYTES)),
         num_nodes=cluster.num_nodes,
@@ -56,6 +58,28 @@ def profile_request(
         device_kind=cluster.device_kind,
         runtime_version=runtime_version,
     )
+
+
+def covering(request: ProfileRequest, plan: Plan) -> ProfileRequest:
+    """Ask also for the degrees of a plan that its user brings: the limits of a search do not bind it.
+
+    A plan for another number of devices, which will be refused, changes nothing.
+    """
+    if plan.cluster.num_devices != request.num_nodes * request.devices_per_node:
+        return request
+    strategies = [strategy for stage in plan.stages for strategy in stage.layers]
+    return request.model_copy(
+        update={
+            "tensor_degrees": _degrees(set(request.tensor_degrees), Dimension.TENSOR, strategies),
+            "sequence_degrees": _degrees(set(request.sequence_degrees), Dimension.SEQUENCE_TENSOR, strategies),
+        }
+    )
+
+
+def _degrees(known: set[int], dimension: Dimension, strategies: Iterable[LayerStrategy]) -> tuple[int, ...]:
+    """Add the degrees above 1 that strategies have along a dimension to those that are known, rising."""
+    used = {strategy.degree(dimension) for strategy in strategies} - {1}
+    return tuple(sorted(known | used))
 
 
 def pipeline_degrees(cluster: Cluster, limits: SearchLimits, num_layers: int) -> tuple[int, ...]:

@@ -209,9 +209,8 @@ class UniformSearch:
 
     def _add_up(self, strategy: LayerStrategy, micro_batch_size: int) -> _Costs:
         costs = {layer: self._prices.layer(layer, _on(layer, strategy), micro_batch_size) for layer in self._distinct}
-        leaving = {
-            layer: self._prices.leaving_bytes(layer, micro_batch_size) // strategy.data_degree for layer in costs
-        }
+        num_slices = strategy.layout.num_slices
+        leaving = {layer: self._prices.leaving_bytes(layer, micro_batch_size) // num_slices for layer in costs}
         each = np.array(
             [
                 (

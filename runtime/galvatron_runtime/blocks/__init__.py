@@ -2,8 +2,8 @@
 
 In the line *job -> profile -> plan -> training* both profile and training run these modules and no others. Parameter
 names, shapes and order are those of ``galvatron_planner.workload.parameters``. A module knows that its tensors may be
-split (its parameters may be DTensors, and it calls ``tensor_group`` where split results meet), but not how, nor that
-data or pipeline parallelism exist.
+split (its parameters may be DTensors, and it calls ``tensor_group`` where split work begins and ends), but not how, nor
+that data or pipeline parallelism exist.
 
 What a layer hands on is a *stream*: hidden vectors and, in a decoder, the encoder's output beside them.
 
@@ -17,18 +17,20 @@ from galvatron_planner.own import OwnLayer
 from galvatron_runtime.blocks.block import BlockLayer, DecoderBlockLayer
 from galvatron_runtime.blocks.ends import DecoderEmbeddingLayer, EmbeddingLayer, HeadLayer, MergeLayer, PatchesLayer
 from galvatron_runtime.blocks.own import OwnLayerModule, build_all, build_own, call, own_name, start
-from galvatron_runtime.blocks.parts import INITIAL_STD, LayerModule, NoCollectives, TensorGroup
+from galvatron_runtime.blocks.parts import INITIAL_STD, LayerModule, Matrix, NoCollectives, TensorGroup, local
 
 __all__ = [
     "INITIAL_STD",
     "HeadLayer",
     "LayerModule",
+    "Matrix",
     "NoCollectives",
     "OwnLayerModule",
     "TensorGroup",
     "build_all",
     "build_layer",
     "call",
+    "local",
     "own_name",
     "start",
 ]

@@ -56,15 +56,15 @@ class BlockLayer(LayerModule):
     def forward(self, hidden_BSH: Tensor) -> Tensor:
         """Add attention, then the feed-forward part; norms come before, or after the sums."""
         if self.post_norm:
-            hidden_BSH = self.attention_norm(hidden_BSH + self.attend(self.tensor_group.enter(hidden_BSH)))
-            normed: Tensor = self.mlp_norm(hidden_BSH + self.feed_forward(self.tensor_group.enter(hidden_BSH)))
+            hidden_BSH = self.attention_norm(hidden_BSH + self.attend(hidden_BSH))
+            normed: Tensor = self.mlp_norm(hidden_BSH + self.feed_forward(hidden_BSH))
             return normed
-        hidden_BSH = hidden_BSH + self.attend(self.tensor_group.enter(self.attention_norm(hidden_BSH)))
-        return hidden_BSH + self.feed_forward(self.tensor_group.enter(self.mlp_norm(hidden_BSH)))
+        hidden_BSH = hidden_BSH + self.attend(self.attention_norm(hidden_BSH))
+        return hidden_BSH + self.feed_forward(self.mlp_norm(hidden_BSH))
 
     def attend(self, x_BSH: Tensor) -> Tensor:
         """Let tokens look at each other."""
-        mixed_BNSD = self.attention(*(self.heads(linear(x_BSH)) for linear in (self.query, self.key, self.value)))
+        mixed_BNSD = self.attention(*map(self.heads, self.expand(x_BSH, self.query, self.key, self.value)))
         return self.contract(self.output, mixed_BNSD.transpose(1, 2).flatten(2))
 
     def heads(self, x: Tensor) -> Tensor:
@@ -74,8 +74,10 @@ class BlockLayer(LayerModule):
     def feed_forward(self, x: Tensor) -> Tensor:
         """Widen, act, narrow: each token by itself."""
         if self.gate is not None:
-            return self.contract(self.down, F.silu(self.gate(x)) * self.up(x))
-        return self.contract(self.down, _ACTIVATIONS[self.mlp](self.up(x)))
+            gate, up = self.expand(x, self.gate, self.up)
+            return self.contract(self.down, F.silu(gate) * up)
+        (up,) = self.expand(x, self.up)
+        return self.contract(self.down, _ACTIVATIONS[self.mlp](up))
 
 
 class DecoderBlockLayer(BlockLayer):
@@ -98,15 +100,13 @@ class DecoderBlockLayer(BlockLayer):
 
     def forward(self, hidden_BSH: Tensor, memory_BMH: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Add attention, attention to the memory, then the feed-forward part; the memory goes on as it came."""
-        group = self.tensor_group
-        hidden_BSH = hidden_BSH + self.attend(group.enter(self.attention_norm(hidden_BSH)))
-        seen = group.enter(memory_BMH)
-        hidden_BSH = hidden_BSH + self.recall(group.enter(self.memory_norm(hidden_BSH)), seen)
-        return hidden_BSH + self.feed_forward(group.enter(self.mlp_norm(hidden_BSH))), memory_BMH
+        hidden_BSH = hidden_BSH + self.attend(self.attention_norm(hidden_BSH))
+        hidden_BSH = hidden_BSH + self.recall(self.memory_norm(hidden_BSH), memory_BMH)
+        return hidden_BSH + self.feed_forward(self.mlp_norm(hidden_BSH)), memory_BMH
 
     def recall(self, x_BSH: Tensor, memory_BMH: Tensor) -> Tensor:
         """Let tokens look at the encoder's; scores are not scaled, and know no places."""
-        query = self.heads(self.memory_query(x_BSH))
-        key, value = self.heads(self.memory_key(memory_BMH)), self.heads(self.memory_value(memory_BMH))
+        (query,) = map(self.heads, self.expand(x_BSH, self.memory_query))
+        key, value = map(self.heads, self.expand(memory_BMH, self.memory_key, self.memory_value))
         mixed_BNSD = F.scaled_dot_product_attention(query, key, value, scale=1.0)
         return self.contract(self.memory_output, mixed_BNSD.transpose(1, 2).flatten(2))

@@ -14,6 +14,7 @@ from galvatron_runtime.blocks.parts import (
     build_norm,
     local,
     own_rows,
+    own_tokens,
     random_values,
 )
 
@@ -45,7 +46,8 @@ class EmbeddingLayer(LayerModule):
         """Look tokens up, add positions and the first segment (samples have one), and normalise."""
         hidden_BSH = self.look_up(self.tokens, tokens_BS, self.vocabulary_size)
         if self.positions is not None:
-            hidden_BSH = hidden_BSH + local(self.positions.weight)[: tokens_BS.shape[1]]
+            places_SH = local(self.positions.weight)[: tokens_BS.shape[1]]
+            hidden_BSH = hidden_BSH + own_tokens(places_SH, self.tensor_group)
         if self.segments is not None:
             hidden_BSH = hidden_BSH + local(self.segments.weight)[0]
         return normed(self.norm, hidden_BSH)
@@ -145,7 +147,7 @@ class HeadLayer(LayerModule):
         hidden = self._pool(self.norm(hidden_BSH))
         if self.is_scaled:
             hidden = hidden * hidden.shape[-1] ** -0.5
-        scores: Tensor = self.projection(self.tensor_group.enter(hidden))
+        (scores,) = self.expand(hidden, self.projection)
         return scores
 
     def _pool(self, hidden_BSH: Tensor) -> Tensor:
@@ -164,4 +166,4 @@ class HeadLayer(LayerModule):
         scores = scores - group.maximum(scores.detach().amax(-1)).unsqueeze(-1)
         columns, owned = own_rows(targets, self.vocabulary_size, scores.shape[1], group)
         chosen = scores.gather(1, columns.unsqueeze(1)).squeeze(1) * owned.to(scores.dtype)
-        return ((group.leave(scores.exp().sum(-1)).log() - group.leave(chosen)) * counted).sum()
+        return ((group.total(scores.exp().sum(-1)).log() - group.total(chosen)) * counted).sum()

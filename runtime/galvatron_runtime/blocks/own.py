@@ -20,7 +20,7 @@ from galvatron_planner.errors import GalvatronError
 from galvatron_planner.own import OwnLayer, OwnModel
 from galvatron_planner.workload import OWN_PREFIX
 from galvatron_runtime.blocks.digests import digest_of
-from galvatron_runtime.blocks.parts import LayerModule, TensorGroup, local
+from galvatron_runtime.blocks.parts import LayerModule, local
 
 
 class UnusableModel(GalvatronError):
@@ -58,8 +58,8 @@ def _converted(stream: tuple[Tensor, ...], dtype: torch.dtype | None) -> tuple[T
     return tuple(one.to(dtype) if dtype is not None and one.is_floating_point() else one for one in stream)
 
 
-def enter_group(module: nn.Module, group: TensorGroup) -> None:
-    """Tell a module over which devices it is split."""
+def enter_group(module: nn.Module, group: object) -> None:
+    """Tell a module over which devices it is split; it calls the group's ``enter`` and ``leave``."""
     module.tensor_group = group  # type: ignore[assignment]  # an attribute of theirs, no module
 
 

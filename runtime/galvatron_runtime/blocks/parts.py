@@ -1,5 +1,6 @@
 """What layers are made of: matrices, tables and norms that may be shards, and the group over which they are split."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, assert_never
 
@@ -14,8 +15,15 @@ INITIAL_STD = 0.02
 """Standard deviation of initial weights (Radford et al. 2019)."""
 
 
+Matrix = tuple[Tensor, Tensor | None]
+"""This device's shard of a weight, and of its bias if there is one."""
+
+
 class TensorGroup(Protocol):
-    """The devices over which one layer's tensors are split, as the layer sees them."""
+    """The devices over which one layer's tensors are split, as the layer sees them.
+
+    Between split matrices they hold the same, or with a ``sequence_degree`` each holds other tokens (dim 1).
+    """
 
     @property
     def rank(self) -> int:
@@ -25,11 +33,18 @@ class TensorGroup(Protocol):
     def size(self) -> int:
         """Number of shards."""
 
-    def enter(self, hidden: Tensor) -> Tensor:
-        """Hand a replicated tensor to split work: nothing forward, the sum of the gradients backward."""
+    @property
+    def sequence_degree(self) -> int:
+        """Ways in which tokens are split: ``size``, or 1."""
+
+    def multiply(self, x: Tensor, matrices: Sequence[Matrix]) -> tuple[Tensor, ...]:
+        """Apply matrices whose outputs are split to all tokens of ``x``; backward its gradients are summed."""
 
     def leave(self, partial: Tensor) -> Tensor:
-        """Sum the partial results of split work: the sum forward, nothing backward."""
+        """Sum the partial results of split work, and keep this device's tokens of them."""
+
+    def total(self, partial: Tensor) -> Tensor:
+        """Sum partial results; every device needs, and backward has, the whole."""
 
     def maximum(self, values: Tensor) -> Tensor:
         """Take the elementwise maximum over the group; not differentiated."""
@@ -41,12 +56,21 @@ class NoCollectives:
 
     rank: int = 0
     size: int = 1
+    sequence_degree: int = 1
 
     def enter(self, hidden: Tensor) -> Tensor:
-        """Do nothing."""
+        """Do nothing; for layers of the user's own."""
         return hidden
 
+    def multiply(self, x: Tensor, matrices: Sequence[Matrix]) -> tuple[Tensor, ...]:
+        """Apply matrices."""
+        return tuple(F.linear(x, weight, bias) for weight, bias in matrices)
+
     def leave(self, partial: Tensor) -> Tensor:
+        """Do nothing."""
+        return partial
+
+    def total(self, partial: Tensor) -> Tensor:
         """Do nothing."""
         return partial
 
@@ -134,6 +158,11 @@ class LayerModule(nn.Module):
         self.layer = layer
         self.tensor_group: TensorGroup = NoCollectives()
 
+    def expand(self, x: Tensor, *linears: Linear) -> tuple[Tensor, ...]:
+        """Apply matrices whose outputs are split."""
+        matrices = [(local(one.weight), None if one.bias is None else local(one.bias)) for one in linears]
+        return self.tensor_group.multiply(x, matrices)
+
     def contract(self, linear: Linear, x: Tensor) -> Tensor:
         """Apply a matrix whose inputs are split: sum the partial products, then add the whole bias once."""
         if self.tensor_group.size == 1:
@@ -149,6 +178,13 @@ class LayerModule(nn.Module):
             return F.embedding(tokens, weight)
         rows, owned = own_rows(tokens, vocabulary_size, len(weight), self.tensor_group)
         return self.tensor_group.leave(F.embedding(rows, weight) * owned.unsqueeze(-1).to(weight.dtype))
+
+
+def own_tokens(values: Tensor, group: TensorGroup) -> Tensor:
+    """Find this device's tokens in what holds all of them: [S, ...]."""
+    share = len(values) // group.sequence_degree
+    first = group.rank % group.sequence_degree * share
+    return values[first : first + share]
 
 
 def own_rows(tokens: Tensor, vocabulary_size: int, num_rows: int, group: TensorGroup) -> tuple[Tensor, Tensor]:

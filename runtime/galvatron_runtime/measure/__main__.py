@@ -7,6 +7,7 @@ everything is measured.
 import argparse
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -35,15 +36,15 @@ DEFAULT_SECONDS = 16.0
 """Time for repeating; what one pass over every trial takes comes on top where it is longer."""
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run one rank, and leave the process."""
     die_with_parent()
-    arguments = _parse_arguments()
+    options = _parse_arguments(arguments)
     # The profiler, which counts allocations on CPU, would announce each of its starts and stops on stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     configure_rank_logging(rank=int(os.environ.get("RANK", "0")), stage=0)
     try:
-        _run(arguments)
+        _run(options)
     except Exception as error:  # noqa: BLE001  (the rim of the process: fail() logs the traceback)
         leave(fail(error))
     mesh.finish()
@@ -121,12 +122,12 @@ def _widest(links: tuple[Link, ...]) -> Link | None:
     return max(links, key=lambda link: link.group.size, default=None)
 
 
-def _parse_arguments() -> argparse.Namespace:
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="galvatron_runtime.measure", description="Measure a profile.")
     parser.add_argument("--request", type=Path, required=True, help="document 1")
     parser.add_argument("--output", type=Path, required=True, help="where rank 0 writes document 2")
     parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS, help="about how long to repeat measurements")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Seconds and bytes of every distinct layer, at every tensor degree and local micro-batch size.
+"""Seconds and bytes of every distinct layer, at every way to split its tensors and every local micro-batch size.
 
 All ranks compute at the same time: CPU processes share cores and memory, GPUs of a node share power, and so they do in
 training. Split layers run with their collectives, since ranks that wait for each other within a layer lose more than
@@ -7,7 +7,7 @@ taken off again, for the search prices them for every placement.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -18,7 +18,7 @@ from galvatron_planner.cluster import Group
 from galvatron_planner.dimensions import communication, refusal
 from galvatron_planner.model import LayerSpec, Precision
 from galvatron_planner.profiles import Collective, LayerProfile, LayerSample, LinkProfile, ProfileRequest
-from galvatron_planner.strategy import Axis, Dimension, LayerStrategy
+from galvatron_planner.strategy import LayerStrategy
 from galvatron_runtime.blocks import LayerModule
 from galvatron_runtime.measure.bench import Bench, seconds_between
 from galvatron_runtime.measure.footprint import Footprint, footprint, lasting_storages
@@ -32,17 +32,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """One layer at one tensor degree, with the memory of a pass per micro-batch size that fits the device."""
+    """One layer split in one way, with the memory of a pass per micro-batch size that fits the device."""
 
     layer: LayerSpec
-    tensor_degree: int
+    split: LayerStrategy
     module: LayerModule
     footprints: dict[int, Footprint]
 
     @property
     def group(self) -> Group:
         """The devices that it is split over: neighbours."""
-        return Group(size=self.tensor_degree, stride=1)
+        return Group(size=self.split.tensor_degree, stride=1)
 
 
 _LEAST_SHARE = 0.1
@@ -57,7 +57,7 @@ def measure_layers(
     bench: Bench,
     budget_seconds: float,
 ) -> tuple[LayerProfile, ...]:
-    """Measure every layer of the request at every tensor degree that it admits.
+    """Measure every layer of the request in every split that it admits.
 
     Args:
         request: what to measure.
@@ -70,12 +70,12 @@ def measure_layers(
         NoisyMeasurement: when durations of one layer disagree too much.
     """
     neighbours = {link.group: link for link in links}
-    all_reduces = {one.group: one for one in timed_links if one.collective is Collective.ALL_REDUCE}
+    timed = {(one.collective, one.group): one for one in timed_links}
     subjects = [
-        _prepare(layer, degree, request, bench)
+        _prepare(layer, split, request, bench)
         for layer in request.layers
-        for degree in request.tensor_degrees
-        if refusal(layer, _tensor_parallel(degree)) is None
+        for split in request.splits
+        if refusal(layer, split) is None
     ]
     for subject in subjects:
         if subject.group in neighbours:
@@ -85,22 +85,25 @@ def measure_layers(
     profiles = []
     for subject in subjects:
         whole = [next(timings) for _ in subject.footprints]
-        link = all_reduces.get(subject.group)
-        own = whole if link is None else _without_collectives(subject, whole, link, request.precision)
+        own = _without_collectives(subject, whole, timed, request.precision) if subject.group in neighbours else whole
         profiles.append(_profile(subject, own))
     return tuple(profiles)
 
 
 def _without_collectives(
-    subject: _Subject, whole: list[Timing], link: LinkProfile, precision: Precision
+    subject: _Subject,
+    whole: list[Timing],
+    timed: Mapping[tuple[Collective, Group], LinkProfile],
+    precision: Precision,
 ) -> list[Timing]:
     """Take off what the collectives of every pass take by themselves; noise must not leave less than a part of it."""
-    strategy, own = _tensor_parallel(subject.tensor_degree), []
+    own = []
     for size, timing in zip(subject.footprints, whole, strict=True):
         forward, backward = timing.parts
-        said = communication(subject.layer, strategy, local_samples=size, precision=precision)
+        said = communication(subject.layer, subject.split, local_samples=size, precision=precision)
         there, back = (
-            sum(link.seconds(one.payload_bytes) for one in collectives) for collectives in (said.forward, said.backward)
+            sum(timed[one.collective, one.group].seconds(one.payload_bytes) for one in collectives)
+            for collectives in (said.forward, said.backward)
         )
         parts = (max(forward - there, _LEAST_SHARE * forward), max(backward - back, _LEAST_SHARE * backward))
         # What is taken off is known better than what is left: the same seconds of error are a larger share.
@@ -108,16 +111,18 @@ def _without_collectives(
     return own
 
 
-def _tensor_parallel(degree: int) -> LayerStrategy:
-    return LayerStrategy((Axis(Dimension.TENSOR, degree),) if degree > 1 else ())
-
-
-def _prepare(layer: LayerSpec, tensor_degree: int, request: ProfileRequest, bench: Bench) -> _Subject:
-    module = build(layer, tensor_degree=tensor_degree, precision=request.precision, device=bench.device)
+def _prepare(layer: LayerSpec, split: LayerStrategy, request: ProfileRequest, bench: Bench) -> _Subject:
+    module = build(
+        layer,
+        tensor_degree=split.tensor_degree,
+        splits_tokens=split.sequence_degree > 1,
+        precision=request.precision,
+        device=bench.device,
+    )
     # Shapes alone decide the memory of a pass: one rank counts for all, and the others leave it their cores.
     counted = [_footprints(module, request, bench) if bench.rank == 0 else {}]
     dist.broadcast_object_list(counted, src=0)
-    return _Subject(layer, tensor_degree, module, counted[0])
+    return _Subject(layer, split, module, counted[0])
 
 
 def _footprints(module: LayerModule, request: ProfileRequest, bench: Bench) -> dict[int, Footprint]:
@@ -147,7 +152,7 @@ def _trial(subject: _Subject, micro_batch_size: int, request: ProfileRequest, be
         )
         return _time_passes(layer_pass, num_passes, bench)
 
-    name = f"{subject.layer.kind} at tensor degree {subject.tensor_degree} with {micro_batch_size} samples"
+    name = f"{subject.layer.kind} as {subject.split} with {micro_batch_size} samples"
     return Trial(name, run)
 
 
@@ -188,4 +193,9 @@ def _profile(subject: _Subject, timings: Sequence[Timing]) -> LayerProfile:
         )
         for i, (size, memory) in enumerate(subject.footprints.items())
     )
-    return LayerProfile(layer=subject.layer, tensor_degree=subject.tensor_degree, samples=samples)
+    return LayerProfile(
+        layer=subject.layer,
+        tensor_degree=subject.split.tensor_degree,
+        sequence_degree=subject.split.sequence_degree,
+        samples=samples,
+    )

@@ -13,7 +13,7 @@ from galvatron_planner.model import Block, Embedding, Head, LayerSpec, Merge, Pa
 from galvatron_planner.own import DataKind, OwnData, OwnLayer
 from galvatron_planner.workload import image_side, input_shapes, output_shapes
 from galvatron_runtime.blocks import LayerModule, build_layer
-from galvatron_runtime.model import activation_dtype
+from galvatron_runtime.model import activation_dtype, sliced
 from galvatron_runtime.parallel.tensor import split_for_measurement
 
 
@@ -66,23 +66,28 @@ class LayerPass:
         return () if isinstance(self.module.layer, Patches) else self.entering or self.data
 
 
-def build(layer: LayerSpec, *, tensor_degree: int, precision: Precision, device: torch.device) -> LayerModule:
+def build(
+    layer: LayerSpec, *, tensor_degree: int, precision: Precision, device: torch.device, splits_tokens: bool = False
+) -> LayerModule:
     """Build the part of a layer that the first of ``tensor_degree`` devices computes with; windows are shifted."""
     is_shifted = isinstance(layer, Block) and 0 < layer.window_size**2 < layer.sequence_length
     with device:
         module = build_layer(layer, is_shifted=is_shifted)
-    split_for_measurement(module, tensor_degree)
+    split_for_measurement(module, tensor_degree, splits_tokens=splits_tokens)
     return module.to(activation_dtype(precision))
 
 
 def feed(module: LayerModule, *, micro_batch_size: int, precision: Precision, device: torch.device) -> LayerPass:
     """Make what a layer is fed, and gradients of what it hands on, for a local micro-batch."""
-    layer = module.layer
+    layer, slices = module.layer, module.tensor_group.sequence_degree
 
     def draw(shapes: tuple[tuple[int, ...], ...], *, requires_grad: bool) -> tuple[Tensor, ...]:
         return tuple(
             torch.randn(
-                micro_batch_size, *shape, dtype=activation_dtype(precision), device=device, requires_grad=requires_grad
+                (micro_batch_size, *sliced(shape, slices)),
+                dtype=activation_dtype(precision),
+                device=device,
+                requires_grad=requires_grad,
             )
             for shape in shapes
         )

@@ -19,7 +19,7 @@ from galvatron_planner.plan import Plan
 from galvatron_planner.problem import Schedule
 from galvatron_planner.workload import output_shapes
 from galvatron_runtime.mesh import Meshes
-from galvatron_runtime.model import activation_dtype
+from galvatron_runtime.model import activation_dtype, sliced
 from galvatron_runtime.parallel.gradients import GradientReduction
 from galvatron_runtime.parallel.stage import Stage, Stream
 from galvatron_runtime.parallel.stopwatch import Stopwatch
@@ -76,11 +76,12 @@ def boundary(plan: Plan, meshes: Meshes, *, step: int) -> Boundary | None:
         return None
     sender = min(neighbour, meshes.stage_index)
     last = plan.first_layers[sender + 1] - 1
-    rows = plan.micro_batch_size // plan.stages[sender].layers[-1].layout.data_degree
+    layout = plan.stages[sender].layers[-1].layout
+    rows = plan.micro_batch_size // layout.data_degree
     return Boundary(
         group=meshes.pipeline_group,
         neighbour=neighbour,
-        shapes=tuple((rows, *shape) for shape in output_shapes(plan.layers[last])),
+        shapes=tuple((rows, *sliced(shape, layout.sequence_degree)) for shape in output_shapes(plan.layers[last])),
         dtype=activation_dtype(plan.precision),
     )
 

@@ -1,13 +1,14 @@
-"""Re-layout: move the rows of a micro-batch between two layers whose batch splits differ.
+"""Re-layout: move a micro-batch's activations between two layers that split rows or tokens differently.
 
-Who sends which rows follows from the two layouts alone. The gradient of an activation lies in the activation's layout
+Who sends what follows from the two layouts alone. The gradient of an activation lies in the activation's layout
 (replicated where it is), so the backward pass is the same movement with source and target exchanged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, product
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -18,48 +19,72 @@ from galvatron_planner.plan import Plan
 from galvatron_planner.strategy import Layout
 from galvatron_runtime.mesh import Meshes
 
+Range = tuple[int, int]
+"""First, and one past the last."""
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows ``first`` to one before ``last`` of a micro-batch, taken from the device ``holder``."""
+    """Some rows of a micro-batch and some tokens of each, taken from the device ``holder``.
+
+    Attributes:
+        holder: stage rank.
+        rows: of the micro-batch.
+        parts: of the tokens, counted in the smallest slices of either layout.
+    """
 
     holder: int
-    first: int
-    last: int
+    rows: Range
+    parts: Range
 
     @property
-    def num_rows(self) -> int:
-        """Rows of the piece."""
-        return self.last - self.first
+    def size(self) -> int:
+        """Rows times parts."""
+        return prod(last - first for first, last in (self.rows, self.parts))
 
 
 @lru_cache(maxsize=256)
 def pieces(source: Layout, target: Layout, *, num_devices: int, num_rows: int) -> tuple[tuple[Piece, ...], ...]:
-    """Say for every device of a stage where its rows of the target layout come from, in the order of the rows.
+    """Say for every device of a stage where its part of the target layout comes from, row by row.
 
     A device keeps what it has; of several holders the one that sends least so far is asked, then the nearest.
     """
+    num_parts = max(source.sequence_degree, target.sequence_degree)
+    held = [_box(source, device, num_rows, num_parts) for device in range(num_devices)]
     load = [0] * num_devices
     wanted: list[tuple[Piece, ...]] = []
     for device in range(num_devices):
         own: list[Piece] = []
-        for first, last in pairwise(_edges(source, target.rows(device, num_rows), num_devices, num_rows)):
-            holders = [h for h in range(num_devices) if _holds(source.rows(h, num_rows), first, last)]
-            costs = {h: (h != device, load[h], abs(h - device)) for h in holders}
-            holder = min(holders, key=costs.__getitem__)
-            load[holder] += last - first if holder != device else 0
-            own.append(Piece(holder, first, last))
+        for box in _cut(_box(target, device, num_rows, num_parts), held):
+            holders = [holder for holder in range(num_devices) if _contains(held[holder], box)]
+            costs = {holder: (holder != device, load[holder], abs(holder - device)) for holder in holders}
+            piece = Piece(min(holders, key=costs.__getitem__), *box)
+            load[piece.holder] += piece.size if piece.holder != device else 0
+            own.append(piece)
         wanted.append(tuple(own))
     return tuple(wanted)
 
 
-def _edges(source: Layout, rows: tuple[int, int], num_devices: int, num_rows: int) -> list[int]:
-    inner = {edge for h in range(num_devices) for edge in source.rows(h, num_rows) if rows[0] < edge < rows[1]}
-    return sorted({*rows, *inner})
+Box = tuple[Range, Range]
+"""Rows, and parts of the tokens."""
 
 
-def _holds(rows: tuple[int, int], first: int, last: int) -> bool:
-    return rows[0] <= first and last <= rows[1]
+def _box(layout: Layout, device: int, num_rows: int, num_parts: int) -> Box:
+    share, index = num_parts // layout.sequence_degree, layout.sequence_index(device)
+    return layout.rows(device, num_rows), (index * share, (index + 1) * share)
+
+
+def _cut(box: Box, along: Sequence[Box]) -> Iterator[Box]:
+    """Cut a box wherever others begin or end inside it."""
+    rows, parts = (
+        sorted({first, last, *(edge for one in along for edge in one[axis] if first < edge < last)})
+        for axis, (first, last) in enumerate(box)
+    )
+    return product(pairwise(rows), pairwise(parts))
+
+
+def _contains(outer: Box, inner: Box) -> bool:
+    return all(out[0] <= one[0] and one[1] <= out[1] for out, one in zip(outer, inner, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,35 +106,71 @@ class Relayout:
     group: dist.ProcessGroup
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Move [source rows, ...] to [target rows, ...], differentiably."""
+        """Move [source rows, source tokens, ...] to [target rows, target tokens, ...], differentiably."""
         return cast(Tensor, _Move.apply(hidden, self))  # type: ignore[no-untyped-call]  # torch
 
     def move(self, values: Tensor) -> Tensor:
-        """Move rows from the source to the target layout."""
+        """Move from the source to the target layout."""
         plan = pieces(self.source, self.target, num_devices=self.group.size(), num_rows=self.num_rows)
-        first_row, _ = self.source.rows(self.stage_rank, self.num_rows)
-        if all(piece.holder == device for device, own in enumerate(plan) for piece in own):
-            piece = plan[self.stage_rank][0]
-            return values[piece.first - first_row : piece.last - first_row].clone(memory_format=torch.contiguous_format)
-        sent = [[p for p in own if p.holder == self.stage_rank] for own in plan]
-        received = [[p for p in plan[self.stage_rank] if p.holder == h] for h in range(len(plan))]
-        outgoing = [values[p.first - first_row : p.last - first_row] for to_device in sent for p in to_device]
-        payload = torch.cat(outgoing) if outgoing else values[:0]
-        arrived = values.new_empty((_count_rows(plan[self.stage_rank]), *values.shape[1:]))
+        own = plan[self.stage_rank]
+        if all(piece.holder == device for device, parts in enumerate(plan) for piece in parts):
+            return self._view(values, self.source, own[0]).clone(memory_format=torch.contiguous_format)
+        sent = [[piece for piece in parts if piece.holder == self.stage_rank] for parts in plan]
+        received = [[piece for piece in own if piece.holder == device] for device in range(len(plan))]
+        unit = values.numel() // self._box_size(self.source)
+        outgoing = [self._view(values, self.source, piece).flatten() for to_device in sent for piece in to_device]
+        arrived = values.new_empty(unit * self._box_size(self.target))
         dist.all_to_all_single(
-            arrived, payload, [_count_rows(r) for r in received], [_count_rows(s) for s in sent], group=self.group
+            arrived,
+            torch.cat(outgoing) if outgoing else values.new_empty(0),
+            [unit * _total(from_device) for from_device in received],
+            [unit * _total(to_device) for to_device in sent],
+            group=self.group,
         )
-        return _in_row_order(arrived, [piece for from_device in received for piece in from_device])
+        return self._put_together(arrived, [piece for from_device in received for piece in from_device], values)
 
     def reverse(self) -> "Relayout":
         """The movement of the gradients."""
         return Relayout(self.target, self.source, self.num_rows, self.stage_rank, self.group)
 
+    @property
+    def _num_parts(self) -> int:
+        return max(self.source.sequence_degree, self.target.sequence_degree)
+
+    def _box_size(self, layout: Layout) -> int:
+        return self.num_rows * self._num_parts // layout.num_slices
+
+    def _view(self, values: Tensor, layout: Layout, piece: Piece) -> Tensor:
+        """Find a piece in what this device holds of a layout."""
+        rows, parts = _box(layout, self.stage_rank, self.num_rows, self._num_parts)
+        chosen = values[piece.rows[0] - rows[0] : piece.rows[1] - rows[0]]
+        if piece.parts == parts:
+            return chosen
+        tokens_per_part = values.shape[1] // (parts[1] - parts[0])
+        first, last = ((edge - parts[0]) * tokens_per_part for edge in piece.parts)
+        return chosen[:, first:last]
+
+    def _put_together(self, arrived: Tensor, order: Sequence[Piece], values: Tensor) -> Tensor:
+        """Give what arrived, piece after piece in the order of their holders, the target's shape."""
+        rows, parts = _box(self.target, self.stage_rank, self.num_rows, self._num_parts)
+        shape = [rows[1] - rows[0], *values.shape[1:]]
+        if self._num_parts > 1:
+            shape[1] = values.shape[1] * self.source.sequence_degree // self.target.sequence_degree
+        is_sorted = all(before.rows[1] <= after.rows[0] for before, after in pairwise(order))
+        if is_sorted and all(piece.parts == parts for piece in order):
+            return arrived.view(shape)
+        whole = values.new_empty(shape)
+        unit = whole.numel() // _total(order)
+        for piece, flat in zip(order, torch.split(arrived, [unit * piece.size for piece in order]), strict=True):
+            place = self._view(whole, self.target, piece)
+            place.copy_(flat.view(place.shape))
+        return whole
+
 
 def relayouts(plan: Plan, meshes: Meshes) -> list[Relayout | None]:
-    """List what happens to the rows before each layer of this stage; None where they already lie right.
+    """List what happens to the stream before each layer of this stage; None where it already lies right.
 
-    Rows come from the stage before in the layout of its last layer.
+    It comes from the stage before in the layout of that stage's last layer.
     """
     targets = [strategy.layout for strategy in plan.stages[meshes.stage_index].layers]
     entering = plan.stages[meshes.stage_index - 1].layers[-1].layout if meshes.stage_index else targets[0]
@@ -121,16 +182,8 @@ def relayouts(plan: Plan, meshes: Meshes) -> list[Relayout | None]:
     ]
 
 
-def _count_rows(rows: Sequence[Piece]) -> int:
-    return sum(piece.num_rows for piece in rows)
-
-
-def _in_row_order(values: Tensor, order: Sequence[Piece]) -> Tensor:
-    """Sort pieces that lie one after another in the order of their holders."""
-    if all(before.first < after.first for before, after in pairwise(order)):
-        return values
-    parts = zip(order, torch.split(values, [piece.num_rows for piece in order]), strict=True)
-    return torch.cat([part for _, part in sorted(parts, key=lambda pair: pair[0].first)])
+def _total(some: Sequence[Piece]) -> int:
+    return sum(piece.size for piece in some)
 
 
 class _Move(autograd.Function):

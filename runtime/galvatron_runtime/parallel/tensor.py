@@ -5,22 +5,30 @@ by hand on plain local tensors (docs/adr/0007-own-tensor-parallel-layers.md: ``p
 dispatch on every operation and sums the input gradient once per matrix instead of once per layer part).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F  # noqa: N812  (the name every torch program uses)
 from torch import Tensor, autograd
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from galvatron_planner.workload import parameters
-from galvatron_runtime.blocks import LayerModule, NoCollectives
+from galvatron_runtime.blocks import LayerModule, Matrix, NoCollectives
 from galvatron_runtime.model import replace_parameter, shard_of
+from galvatron_runtime.parallel.sequence import SequenceGroup, TokenExchange, sum_gradients_of_whole_parameters
 
 
-def split(module: LayerModule, mesh: DeviceMesh) -> None:
+def split(module: LayerModule, mesh: DeviceMesh, *, splits_tokens: bool) -> None:
     """Replace a layer's parameters (also on ``meta``) by DTensors over a mesh of one axis.
+
+    Args:
+        module: the layer.
+        mesh: the devices of its tensor group.
+        splits_tokens: whether they hold other tokens each between split matrices (sequence parallelism).
 
     Raises:
         InvalidPlan: when a device would hold nothing of a tensor.
@@ -39,10 +47,12 @@ def split(module: LayerModule, mesh: DeviceMesh) -> None:
             stride=whole.stride(),
         )
         replace_parameter(module, parameter.name, distributed)
-    module.tensor_group = DeviceTensorGroup(mesh.get_group(), mesh.get_local_rank(), mesh.size())
+    _connect(
+        module, DeviceTensorGroup(mesh.get_group(), mesh.get_local_rank(), mesh.size()), splits_tokens=splits_tokens
+    )
 
 
-def split_for_measurement(module: LayerModule, degree: int) -> None:
+def split_for_measurement(module: LayerModule, degree: int, *, splits_tokens: bool = False) -> None:
     """Keep the parameters of rank 0 of ``degree`` as plain tensors, and leave out all communication.
 
     One device can so be timed at any tensor degree; its results are those of one rank before the sums.
@@ -50,12 +60,23 @@ def split_for_measurement(module: LayerModule, degree: int) -> None:
     for parameter in parameters(module.layer):
         whole = module.get_parameter(parameter.name).detach()
         replace_parameter(module, parameter.name, shard_of(whole, parameter, rank=0, degree=degree))
-    module.tensor_group = NoCollectives(rank=0, size=degree)
+    alone = NoCollectives(rank=0, size=degree)
+    module.tensor_group = SequenceGroup(alone, TokenExchange(degree)) if splits_tokens else alone
 
 
 def connect_for_measurement(module: LayerModule, group: dist.ProcessGroup) -> None:
     """Let the devices of a group, which all hold the part of rank 0, wait for each other as if they held their own."""
-    module.tensor_group = DeviceTensorGroup(group, rank=0, size=group.size())
+    splits_tokens = module.tensor_group.sequence_degree > 1
+    _connect(module, DeviceTensorGroup(group, rank=0, size=group.size()), splits_tokens=splits_tokens)
+
+
+def _connect(module: LayerModule, devices: "DeviceTensorGroup", *, splits_tokens: bool) -> None:
+    if not splits_tokens:
+        module.tensor_group = devices
+        return
+    tokens = TokenExchange(devices.size, devices.group)
+    module.tensor_group = SequenceGroup(devices, tokens)
+    sum_gradients_of_whole_parameters(module, tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +86,24 @@ class DeviceTensorGroup:
     group: dist.ProcessGroup
     rank: int
     size: int
+    sequence_degree: int = 1
 
     def enter(self, hidden: Tensor) -> Tensor:
         """Pass on; sum the gradients of the split work in the backward pass."""
         return cast(Tensor, _SumGradients.apply(hidden, self.group))  # type: ignore[no-untyped-call]  # torch
 
+    def multiply(self, x: Tensor, matrices: Sequence[Matrix]) -> tuple[Tensor, ...]:
+        """Apply matrices; the sum of the gradients of ``x`` takes one all-reduce."""
+        entered = self.enter(x)
+        return tuple(F.linear(entered, weight, bias) for weight, bias in matrices)
+
     def leave(self, partial: Tensor) -> Tensor:
         """Sum the partial results; every device gets the whole gradient anyway."""
         return cast(Tensor, _SumResults.apply(partial, self.group))  # type: ignore[no-untyped-call]  # torch
+
+    def total(self, partial: Tensor) -> Tensor:
+        """Sum as :meth:`leave` does."""
+        return self.leave(partial)
 
     def maximum(self, values: Tensor) -> Tensor:
         """Take the elementwise maximum."""

@@ -24,7 +24,7 @@ def explore(problem: PlanningProblem, prices: PriceList) -> Outcome:
 
 def in_its_space(problem: PlanningProblem) -> PlanningProblem:
     """Pose the problem in the paper's space."""
-    return problem.without(SearchDimension.ZERO2)
+    return problem.without(SearchDimension.ZERO2).without_sequence_parallelism()
 
 
 def balance(solver: StageSolver) -> Pipeline | None:

@@ -18,7 +18,7 @@ def explore(problem: PlanningProblem, prices: PriceList) -> Outcome:
 
 def in_its_space(problem: PlanningProblem) -> PlanningProblem:
     """Pose the problem in the paper's space."""
-    return problem.without(SearchDimension.ZERO2, SearchDimension.CKPT)
+    return problem.without(SearchDimension.ZERO2, SearchDimension.CKPT).without_sequence_parallelism()
 
 
 def even_cut(num_layers: int, num_stages: int) -> Cut:
