@@ -36,9 +36,10 @@ format: $(INSTALLED) ## rewrite the sources in the project's format
 bench-accuracy: $(INSTALLED) ## measure: 200 random plans of several models, predicted against measured
 	cd tests && ../$(BIN)/python -m benchmarks.accuracy
 
-bench-runtime: $(INSTALLED) ## measure: the runtime against DDP, FSDP2, DTensor and pipelining by hand, hybrid plans against single dimensions
+bench-runtime: $(INSTALLED) ## measure: the runtime against DDP, FSDP2, DTensor and pipelining by hand, hybrid plans against single dimensions, start-up
 	cd tests && ../$(BIN)/python -m benchmarks.native
 	cd tests && ../$(BIN)/python -m benchmarks.hybrid
+	cd tests && ../$(BIN)/python -m benchmarks.startup
 
 bench-resume: $(INSTALLED) ## measure: checkpoints of all 44 strategies of 8 devices under all of them, bit for bit
 	cd tests && ../$(BIN)/python -m benchmarks.resume

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from galvatron_operator.torchrun import LAUNCH_MODULE
 from galvatron_planner.worker import WorkerState, WorkerStatus
 
 PATIENCE_SECONDS = 300.0
@@ -20,10 +21,11 @@ PATIENCE_SECONDS = 300.0
 
 
 def torchrun(num_processes: int, *arguments: str) -> tuple[str, ...]:
-    """The command that starts ranks on this machine."""
+    """The command that starts ranks on this machine: a script's, or as in production a module's."""
     port = str(free_port())
     launch = ("--nproc-per-node", str(num_processes), "--master-addr", "127.0.0.1", "--master-port", port)
-    return (sys.executable, "-m", "torch.distributed.run", *launch, "--max-restarts", "0", *arguments)
+    launcher = LAUNCH_MODULE if arguments[0] == "-m" else "torch.distributed.run"
+    return (sys.executable, "-m", launcher, *launch, "--max-restarts", "0", *arguments)
 
 
 def free_port() -> int:

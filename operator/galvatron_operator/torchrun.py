@@ -11,6 +11,8 @@ from enum import StrEnum
 from galvatron_planner.cluster import Cluster, DeviceKind
 
 SUPERVISOR_MODULE = "galvatron_runtime.supervisor"
+LAUNCH_MODULE = "galvatron_runtime.launch"
+"""torchrun with ranks that are forked."""
 TRAIN_MODULE = "galvatron_runtime.train"
 MEASURE_MODULE = "galvatron_runtime.measure"
 
@@ -95,7 +97,7 @@ def supervisor_command(launch: Launch) -> tuple[str, ...]:
 def torchrun_command(launch: Launch) -> tuple[str, ...]:
     """Write the command that starts this node's ranks."""
     return (
-        *(launch.python, "-m", "torch.distributed.run"),
+        *(launch.python, "-m", LAUNCH_MODULE),
         *("--nnodes", str(launch.cluster.num_nodes)),
         *("--node-rank", launch.node_rank),
         *("--nproc-per-node", str(launch.cluster.devices_per_node)),

@@ -4,6 +4,7 @@ A group that only some ranks make is a hang, so everything here follows from the
 in it. The line *job -> profile -> plan -> training* enters torch's world here, and leaves it in :func:`finish`.
 """
 
+import multiprocessing
 import os
 import platform
 import sys
@@ -58,12 +59,15 @@ def finish() -> Never:
     """End a worker process that has done its work.
 
     Interpreter exit aborts now and then with process groups alive (4 of about 190 launches under torch 2.13), and
-    torchrun would count that as a failure; leaving without destructors cannot.
+    torchrun would count that as a failure; leaving without destructors cannot. A forked rank has none (``launch.py``),
+    and its agent waits for it to return.
     """
     dist.barrier()
     dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
+    if multiprocessing.parent_process() is not None:
+        raise SystemExit(0)
     os._exit(0)
 
 

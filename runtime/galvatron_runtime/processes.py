@@ -14,12 +14,18 @@ from pathlib import Path
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 def die_with_parent() -> None:
     """Have the kernel kill this process when the thread that started it ends (prctl(2))."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def name_process(name: str) -> None:
+    """Name this process (prctl(2)); the kernel keeps 15 bytes."""
+    _LIBC.prctl(_PR_SET_NAME, name.encode())
 
 
 def adopt_orphans() -> None:

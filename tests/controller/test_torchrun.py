@@ -28,7 +28,7 @@ POD = Launch(
 def understood_by_torchrun(launch: Launch) -> argparse.Namespace:
     run = pytest.importorskip("torch.distributed.run")
     python, flag, module, *options = torchrun.torchrun_command(launch)
-    assert (python, flag, module) == ("python", "-m", "torch.distributed.run")
+    assert (python, flag, module) == ("python", "-m", "galvatron_runtime.launch")
     parsed: argparse.Namespace = run.parse_args(options)
     return parsed
 

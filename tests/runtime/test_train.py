@@ -163,6 +163,7 @@ def test_a_killed_supervisor_leaves_no_rank_behind(tmp_path: Path) -> None:
     with supervised(tmp_path, PLAN, training(None, steps=10**6)) as run:
         run.wait_for_first_step()
         ranks = rank_processes(run)
+        assert sorted(ranks) == [0, 1]
         run.kill()
         wait_until(lambda: not any(is_alive(process) for process in ranks.values()), what="all ranks are gone")
 
@@ -188,9 +189,5 @@ def test_training_metrics_are_scraped_while_it_runs(tmp_path: Path) -> None:
 
 def rank_processes(run: Supervised) -> dict[int, int]:
     """Processes of the ranks of a run by rank: of what its supervisor started, and of nothing else."""
-    found: dict[int, int] = {}
-    for process in descendants(run.process):
-        environment = Path(f"/proc/{process}/environ").read_text().split("\0")
-        ranks = [entry.removeprefix("RANK=") for entry in environment if entry.startswith("RANK=")]
-        found |= {int(rank): process for rank in ranks}
-    return found
+    names = {process: Path(f"/proc/{process}/comm").read_text().strip() for process in descendants(run.process)}
+    return {int(name.removeprefix("rank-")): process for process, name in names.items() if name.startswith("rank-")}
