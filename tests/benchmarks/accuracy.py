@@ -38,6 +38,7 @@ class Setting:
     num_devices: int
     memory: str
     batch: int
+    sequence_parallelism: bool = False
 
     def job(self) -> GalvatronJob:
         """Write it as its user would."""
@@ -55,6 +56,7 @@ class Setting:
                         "memoryPerGPU": self.memory,
                     },
                     "training": {"globalBatchSize": {"value": self.batch}, "steps": 1, "precision": "FP32"},
+                    "search": {"sequenceParallelism": self.sequence_parallelism},
                 },
             }
         )
@@ -74,6 +76,9 @@ SWIN = {
 SETTINGS = (
     Setting("gpt-2-devices", decoder("gpt", hidden_size=320, num_layers=6), 2, "160Mi", 8),
     Setting("gpt-4-devices", decoder("gpt", hidden_size=320, num_layers=6), 4, "120Mi", 16),
+    Setting(
+        "gpt-4-devices-sptp", decoder("gpt", hidden_size=320, num_layers=6), 4, "120Mi", 16, sequence_parallelism=True
+    ),
     Setting("llama-4-devices", decoder("llama", hidden_size=256, num_layers=8, numKeyValueHeads=4), 4, "120Mi", 16),
     Setting("bert-4-devices", decoder("bert", hidden_size=256, num_layers=6), 4, "96Mi", 16),
     Setting("t5-4-devices", decoder("t5", hidden_size=192, num_layers=4, **T5), 4, "96Mi", 16),
