@@ -86,7 +86,9 @@ class TrainingCheckpoints(Value):
         directory: where they are kept; every rank must see the same one.
         period_steps: steps between two of them.
         keep_last: how many are kept.
-        resume: whether to go on from the newest one.
+        resume: whether to go on from the newest one, whoever saved it.
+        owner: the job; without ``resume`` its attempts go on from what earlier ones of the same owner saved, and from
+            nothing else. Empty where a job has one attempt.
         in_background: whether training goes on while one is written, from a copy in host memory.
     """
 
@@ -94,6 +96,7 @@ class TrainingCheckpoints(Value):
     period_steps: PositiveInt
     keep_last: PositiveInt = 2
     resume: bool = True
+    owner: str = ""
     in_background: bool = False
 
 

@@ -47,11 +47,12 @@ class CheckpointUnusable(GalvatronError):
 
 
 class Position(Document):
-    """How much of the data came before a checkpoint."""
+    """How much of the data came before a checkpoint, and whose it is."""
 
     schema_tag: Literal["galvatron/position/v1"] = Field(default="galvatron/position/v1", alias="schema")
     step: PositiveInt
     samples: PositiveInt
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +125,16 @@ class CheckpointStore:
         """
         newest = [max(complete_steps(self.directory), default=0) if dist.get_rank() == 0 else 0]
         dist.broadcast_object_list(newest, src=0)
-        # Later attempts go on from what earlier ones saved, whatever the user thinks of older checkpoints.
-        if newest[0] and not self.settings.resume and self.attempt == 0:
+        if newest[0] and not self.settings.resume and not self._is_own(newest[0]):
             raise CheckpointUnusable(
                 f"{self.directory} already holds a training checkpoint of step {newest[0]}, and resume is false",
                 remedy="empty the directory, name another one, or set resume to true",
             )
         return newest[0]
+
+    def _is_own(self, step: int) -> bool:
+        owner = self.settings.owner
+        return bool(owner) and self._position(step).owner == owner
 
     def save(self, state: TrainingState, step: int) -> None:
         """Write the checkpoint of ``step``, then drop the oldest ones.
@@ -152,7 +156,8 @@ class CheckpointStore:
         try:
             if dist.get_rank() == 0:
                 samples = state.sample_offset + step * self.plan.global_batch_size
-                self._prepare(self._partial(step), Position(step=step, samples=samples))
+                position = Position(step=step, samples=samples, owner=self.settings.owner)
+                self._prepare(self._partial(step), position)
             dist.barrier()
             yield self._partial(step)
         except (OSError, CheckpointException) as error:
@@ -210,10 +215,12 @@ class CheckpointStore:
         Raises:
             CheckpointUnusable: when the checkpoint cannot be read.
         """
+        return self._position(step).samples - step * self.plan.global_batch_size
+
+    def _position(self, step: int) -> Position:
         path = self.directory / checkpoint_name(step)
         with self._reading(path):
-            position = Position.from_json((path / POSITION_FILE).read_text())
-        return position.samples - step * self.plan.global_batch_size
+            return Position.from_json((path / POSITION_FILE).read_text())
 
     def _prepare(self, partial: Path, position: Position) -> None:
         """Make an empty directory with the documents; what earlier attempts left unfinished goes."""

@@ -279,6 +279,15 @@ def test_training_checkpoints_lie_in_a_directory_of_the_jobs_name() -> None:
     assert (training.checkpoints.keep_last, training.checkpoints.resume) == (2, False)
 
 
+def test_training_checkpoints_belong_to_a_job_and_not_to_its_name() -> None:
+    checkpoint = {"spec.checkpoint": {"periodSteps": 5}}
+    owners = [
+        specification(job(changes | checkpoint)).checkpoints
+        for changes in ({"metadata.uid": "1-2"}, {"metadata.uid": "local"})
+    ]
+    assert [one.owner for one in owners if one is not None] == ["1-2", ""]
+
+
 @pytest.mark.parametrize(
     ("mode", "resource", "in_background"),
     [

@@ -44,11 +44,17 @@ def store(
     resume: bool = True,
     in_background: bool = False,
     attempt: int = 0,
+    owner: str = "",
     spec: ModelSpec | None = None,
     precision: Precision = Precision.FP32,
 ) -> CheckpointStore:
     settings = TrainingCheckpoints(
-        directory=str(directory), period_steps=10, keep_last=keep_last, resume=resume, in_background=in_background
+        directory=str(directory),
+        period_steps=10,
+        keep_last=keep_last,
+        resume=resume,
+        owner=owner,
+        in_background=in_background,
     )
     training = TrainingSpec(
         steps=25,
@@ -232,13 +238,17 @@ def test_layers_of_ones_own_and_a_family_are_different_models(tmp_path: Path) ->
 
 def test_a_new_job_that_must_not_resume_refuses_a_directory_in_use(tmp_path: Path) -> None:
     store(tmp_path).save(state(steps=1), 10)
-    with pytest.raises(CheckpointUnusable, match="resume is false"):
-        store(tmp_path, resume=False).newest_step()
+    for owner in ("", "another"):
+        with pytest.raises(CheckpointUnusable, match="resume is false"):
+            store(tmp_path, resume=False, owner=owner, attempt=1).newest_step()
 
 
 def test_a_later_attempt_goes_on_from_its_own_checkpoints_even_if_it_must_not_resume_others(tmp_path: Path) -> None:
-    store(tmp_path, resume=False).save(state(steps=1), 10)
-    assert store(tmp_path, resume=False, attempt=1).newest_step() == 10
+    store(tmp_path, resume=False, owner="job", attempt=1).save(state(steps=1), 10)
+
+    assert store(tmp_path, resume=False, owner="job", attempt=2).newest_step() == 10
+    with pytest.raises(CheckpointUnusable, match="resume is false"):
+        store(tmp_path, resume=False, owner="its successor", attempt=1).newest_step()
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from galvatron_planner.training import (
 from galvatron_planner.units import parse_bytes
 
 _UNBOUNDED_DEGREE = 1 << 30
+_WITHOUT_CLUSTER = "local"
 
 
 class Metadata(SpecValue):
@@ -45,7 +46,7 @@ class Metadata(SpecValue):
 
     name: str
     namespace: str = "default"
-    uid: str = "local"
+    uid: str = _WITHOUT_CLUSTER
     generation: int = 1
     creation_timestamp: AwareDatetime | None = None
 
@@ -216,6 +217,8 @@ def _checkpoints(job: GalvatronJob, root: str) -> TrainingCheckpoints | None:
         period_steps=checkpoint.period_steps,
         keep_last=checkpoint.keep_last,
         resume=checkpoint.resume is Resume.LATEST,
+        # Two local runs of one file are two owners.
+        owner="" if job.metadata.uid == _WITHOUT_CLUSTER else job.metadata.uid,
         in_background=_saves_in_background(checkpoint.mode, job.cluster.device_kind),
     )
 
