@@ -12,7 +12,10 @@ the passes of the receiver longer.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -39,34 +42,70 @@ class Formulated:
     Attributes:
         seconds_per_sample: no plan is faster, up to the solver's tolerance; infinite when nothing fits.
         optimum: the best plan that it found, priced by the cost model; none when nothing fits.
+        is_exact: whether it solved everything, and found no plan that fits only within its tolerance.
     """
 
     seconds_per_sample: float
     optimum: Optimum | None
+    is_exact: bool
 
 
 def formulate(problem: PlanningProblem, *, time_limit_seconds: float = 60) -> Formulated:
     """Solve a problem: every split and pipeline degree by its own programme, each to beat the ones before it."""
     prices = PriceList.of(problem)
-    bound, best = float("inf"), None
+    bound, best, is_exact = float("inf"), None, True
     for asked in every_table(problem, prices):
         cutoff = asked.split.global_batch_size / best.estimate.samples_per_second if best else float("inf")
         solved = _Programme(asked).solve(cutoff, time_limit_seconds)
         bound = min(bound, solved.bound_seconds / asked.split.global_batch_size)
+        is_exact &= solved.is_exact
         if solved.stages is None:
             continue
         estimate = price_step(prices, problem, solved.stages, asked.split)
         # What exceeds the memory by no more than the solver's tolerance is no plan.
         fits = estimate.peak_bytes <= problem.cluster.device_memory_bytes
+        is_exact &= fits
         if fits and (best is None or estimate.samples_per_second > best.estimate.samples_per_second):
             best = Optimum(asked.split, solved.stages, estimate)
-    return Formulated(bound, best)
+    return Formulated(bound, best, is_exact)
 
 
 @dataclass(frozen=True, slots=True)
 class _Solved:
     bound_seconds: float
     stages: StageStrategies | None
+    is_exact: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What the solver says: its status, its message, its bound, and values of the variables if it found any."""
+
+    status: int
+    message: str
+    bound: float | None
+    values: np.ndarray[Any, Any] | None
+
+
+_SOLVERS: list[ProcessPoolExecutor] = []
+"""The process in which problems are solved: HiGHS in SciPy 1.17 sometimes ends it by a segmentation fault."""
+
+
+def _ask_solver(*question: Any) -> _Answer | None:
+    """Have a problem solved; None when the solver dies of it."""
+    if not _SOLVERS:
+        _SOLVERS.append(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
+    try:
+        return _SOLVERS[0].submit(_solve, *question).result()
+    except BrokenProcessPool:
+        _SOLVERS.pop().shutdown()
+        return None
+
+
+def _solve(costs: Any, integrality: Any, bounds: Any, constraints: Any, time_limit_seconds: float) -> _Answer:
+    options = {"time_limit": time_limit_seconds, "mip_rel_gap": 1e-9}
+    result: Any = milp(costs, integrality=integrality, bounds=bounds, constraints=constraints, options=options)
+    return _Answer(result.status, result.message, result.mip_dual_bound, result.x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,18 +185,21 @@ class _Programme:
             self.rows.add(terms, upper=(cutoff_seconds - overhead) * self.second)
         upper = np.full(self.num_variables, np.inf)
         upper[: self.num_binaries] = 1.0
-        result: Any = milp(
+        answer = _ask_solver(
             costs,
-            integrality=np.arange(self.num_variables) < self.num_binaries,
-            bounds=Bounds(np.zeros(self.num_variables), upper),
-            constraints=self.rows.constraint(self.num_variables),
-            options={"time_limit": time_limit_seconds, "mip_rel_gap": 1e-9},
+            np.arange(self.num_variables) < self.num_binaries,
+            Bounds(np.zeros(self.num_variables), upper),
+            self.rows.constraint(self.num_variables),
+            time_limit_seconds,
         )
-        if result.status == 2:  # infeasible: nothing fits, or nothing is faster
+        if answer is None:
+            return _Solved(0.0, None, is_exact=False)
+        if answer.status == 2:  # infeasible: nothing fits, or nothing is faster
             return _Solved(cutoff_seconds, None)
-        assert result.status in (0, 1), result.message
-        bound = min(cutoff_seconds, float(result.mip_dual_bound) / self.second + overhead)
-        return _Solved(bound, None if result.x is None else self._stages(result.x))
+        assert answer.status in (0, 1), answer.message
+        bound = min(cutoff_seconds, float(answer.bound or 0.0) / self.second + overhead)
+        stages = None if answer.values is None else self._stages(answer.values)
+        return _Solved(bound, stages, is_exact=answer.status == 0)
 
     def _new(self, number: int) -> list[int]:
         self.num_variables += number

@@ -18,7 +18,8 @@ MEDIUM = ((6, 8), (8, 8), (10, 8), (14, 8), (14, 4), (30, 2))
 
 
 def medium_problem(seed: int) -> PlanningProblem:
-    return instances.small_problem(Random(seed).choice, shapes=MEDIUM, max_plans=10**60)  # noqa: S311
+    drawn = instances.small_problem(Random(seed).choice, shapes=MEDIUM, max_plans=10**60)  # noqa: S311
+    return drawn.without_sequence_parallelism()
 
 
 @pytest.mark.slow
@@ -31,8 +32,12 @@ def test_both_oracles_agree(problem: PlanningProblem) -> None:
         return
     per_sample = 1 / best.estimate.samples_per_second
     assert formulated.seconds_per_sample <= per_sample * (1 + mixed_integer.SOLVER_TOLERANCE)
-    assert formulated.optimum is not None
-    assert formulated.optimum.estimate.samples_per_second == pytest.approx(best.estimate.samples_per_second, rel=1e-9)
+    if formulated.optimum is not None:
+        assert formulated.optimum.estimate.samples_per_second <= best.estimate.samples_per_second * (1 + 1e-9)
+    if formulated.is_exact:
+        assert formulated.optimum is not None
+        found = formulated.optimum.estimate.samples_per_second
+        assert found == pytest.approx(best.estimate.samples_per_second, rel=1e-9)
 
 
 @pytest.mark.slow

@@ -197,4 +197,8 @@ def test_cuts_that_crowd_just_below_the_best_plan_are_settled() -> None:
     # 80 blocks in pipelines of 4 and 8 on 32 devices: very many cuts are almost equally good.
     batch = BatchRange(minimum=256, maximum=256)
     problem = catalogued.problem(presets.model_named("llama3-70b"), "4x8xh100+infiniband-ndr", batch=batch)
-    assert search(problem, compared=False).report.gap == 0
+    assert search(problem.without(SearchDimension.ZERO2), compared=False).report.gap == 0
+    # With three kinds of data parallelism bounds by pairs are weaker.
+    gap = search(problem, compared=False).report.gap
+    assert gap is not None
+    assert gap < 0.001
