@@ -26,6 +26,24 @@ EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.yaml"))
 ONLY_IN_A_CLUSTER = {"spec.checkpoint": {"volume"}, "spec.training.initialWeights": {"volume"}}
 """Fields that the CRD requires and the Python types do not: local runs have no volumes."""
 
+WORDS = {
+    *(
+        "type",
+        "format",
+        "enum",
+        "minimum",
+        "maximum",
+        "minLength",
+        "maxLength",
+        "minItems",
+        "maxItems",
+        "minProperties",
+    ),
+    *("maxProperties", "pattern", "description", "default", "properties", "required", "items", "additionalProperties"),
+    "nullable",
+}
+"""What our schema may say (structural schemas of Kubernetes allow a little more)."""
+
 COMPARED = ("type", "enum", "minimum", "maximum", "minLength", "maxLength", "maxItems", "maxProperties", "pattern")
 
 
@@ -131,6 +149,12 @@ def test_everything_is_described() -> None:
         if not schema.get("description") and not path.endswith(("[]", "{}"))
     ]
     assert undescribed == []
+
+
+def test_the_schema_has_only_words_that_kubernetes_knows() -> None:
+    # A comma in a text without quotes makes a key of what follows it.
+    for path, schema in fields(OBJECT, ""):
+        assert [word for word in schema if word not in WORDS and not word.startswith("x-kubernetes-")] == [], path
 
 
 def test_every_text_and_every_list_is_bounded() -> None:
