@@ -20,11 +20,11 @@ PATIENCE_SECONDS = 300.0
 """How long a condition may take on a busy machine before a test fails."""
 
 
-def torchrun(num_processes: int, *arguments: str) -> tuple[str, ...]:
+def torchrun(num_processes: int, *arguments: str, launcher: str | None = None) -> tuple[str, ...]:
     """The command that starts ranks on this machine: a script's, or as in production a module's."""
     port = str(free_port())
     launch = ("--nproc-per-node", str(num_processes), "--master-addr", "127.0.0.1", "--master-port", port)
-    launcher = LAUNCH_MODULE if arguments[0] == "-m" else "torch.distributed.run"
+    launcher = launcher or (LAUNCH_MODULE if arguments[0] == "-m" else "torch.distributed.run")
     return (sys.executable, "-m", launcher, *launch, "--max-restarts", "0", *arguments)
 
 

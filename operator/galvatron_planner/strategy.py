@@ -200,6 +200,12 @@ class Layout:
         """Tell which of the ``sequence_degree`` slices of the tokens the device holds."""
         return stage_rank // self.tensor_stride % self.sequence_degree
 
+    def tokens(self, stage_rank: int, num_tokens: int) -> tuple[int, int]:
+        """First and one-past-last token of its rows on the device."""
+        share = num_tokens // self.sequence_degree
+        index = self.sequence_index(stage_rank)
+        return index * share, (index + 1) * share
+
 
 _AXIS = re.compile(r"^(dp|gsdp|fsdp|tp|sptp)([1-9]\d*)$")
 

@@ -9,7 +9,6 @@ turns, another one first each round; median and range.
 import argparse
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from datetime import date
@@ -21,7 +20,7 @@ import builders
 from galvatron_operator.torchrun import LAUNCH_MODULE, TRAIN_MODULE
 from galvatron_planner.training import AdamW, SyntheticData, TrainingSpec
 from galvatron_runtime.reports import RUN_DIRECTORY_VARIABLE
-from supervision import free_port
+from supervision import torchrun
 
 LAUNCHERS = {"new interpreters (torchrun)": "torch.distributed.run", "forked (galvatron_runtime.launch)": LAUNCH_MODULE}
 FIRST_STEP = '"step finished"'
@@ -65,11 +64,8 @@ def seconds_to_first_step(launcher: str, num_processes: int) -> float:
         folder = Path(name)
         (folder / "plan.json").write_text(plan.to_json())
         (folder / "training.json").write_text(training.to_json())
-        command = [
-            *(sys.executable, "-m", launcher, "--nproc-per-node", str(num_processes), "--max-restarts", "0"),
-            *("--rdzv-backend", "static", "--master-addr", "127.0.0.1", "--master-port", str(free_port())),
-            *("-m", TRAIN_MODULE, "--plan", str(folder / "plan.json"), "--training", str(folder / "training.json")),
-        ]
+        documents = ("--plan", str(folder / "plan.json"), "--training", str(folder / "training.json"))
+        command = torchrun(num_processes, "-m", TRAIN_MODULE, *documents, launcher=launcher)
         environment = os.environ | {RUN_DIRECTORY_VARIABLE: name, "OMP_NUM_THREADS": "1"}
         started = time.perf_counter()
         with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as run:

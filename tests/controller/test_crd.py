@@ -26,25 +26,13 @@ EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.yaml"))
 ONLY_IN_A_CLUSTER = {"spec.checkpoint": {"volume"}, "spec.training.initialWeights": {"volume"}}
 """Fields that the CRD requires and the Python types do not: local runs have no volumes."""
 
+COMPARED = ("type", "enum", "minimum", "maximum", "minLength", "maxLength", "maxItems", "maxProperties", "pattern")
+
 WORDS = {
-    *(
-        "type",
-        "format",
-        "enum",
-        "minimum",
-        "maximum",
-        "minLength",
-        "maxLength",
-        "minItems",
-        "maxItems",
-        "minProperties",
-    ),
-    *("maxProperties", "pattern", "description", "default", "properties", "required", "items", "additionalProperties"),
-    "nullable",
+    *(*COMPARED, "format", "minItems", "minProperties", "description", "default", "nullable"),
+    *("properties", "required", "items", "additionalProperties"),
 }
 """What our schema may say (structural schemas of Kubernetes allow a little more)."""
-
-COMPARED = ("type", "enum", "minimum", "maximum", "minLength", "maxLength", "maxItems", "maxProperties", "pattern")
 
 
 def fields(schema: Schema, path: str) -> Iterator[tuple[str, Schema]]:

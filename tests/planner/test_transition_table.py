@@ -34,14 +34,8 @@ def holds_all_it_needs(before: Layout, after: Layout, rank: int) -> bool:
     """Compare slices of rows and of tokens in units that divide both layouts' evenly."""
     rows, tokens = before.data_degree * after.data_degree, before.sequence_degree * after.sequence_degree
     return _is_within(after.rows(rank, rows), before.rows(rank, rows)) and _is_within(
-        sliced(after, rank, tokens), sliced(before, rank, tokens)
+        after.tokens(rank, tokens), before.tokens(rank, tokens)
     )
-
-
-def sliced(layout: Layout, rank: int, num_tokens: int) -> tuple[int, int]:
-    share = num_tokens // layout.sequence_degree
-    first = layout.sequence_index(rank) * share
-    return first, first + share
 
 
 def _is_within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:

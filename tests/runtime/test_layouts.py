@@ -46,9 +46,7 @@ Cells = set[tuple[int, int]]
 
 
 def held(layout: Layout, device: int, num_rows: int) -> Cells:
-    share = NUM_DEVICES // layout.sequence_degree
-    first = layout.sequence_index(device) * share
-    return set(product(range(*layout.rows(device, num_rows)), range(first, first + share)))
+    return set(product(range(*layout.rows(device, num_rows)), range(*layout.tokens(device, NUM_DEVICES))))
 
 
 def cells(piece: Piece, num_parts: int) -> Cells:

@@ -92,9 +92,14 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(random_values(outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
+    @property
+    def shard(self) -> Matrix:
+        """What this device holds, as plain tensors."""
+        return local(self.weight), None if self.bias is None else local(self.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply matrix and bias: [..., inputs] to [..., outputs]."""
-        return F.linear(x, local(self.weight), None if self.bias is None else local(self.bias))
+        return F.linear(x, *self.shard)
 
 
 class Table(nn.Module):
@@ -160,8 +165,7 @@ class LayerModule(nn.Module):
 
     def expand(self, x: Tensor, *linears: Linear) -> tuple[Tensor, ...]:
         """Apply matrices whose outputs are split."""
-        matrices = [(local(one.weight), None if one.bias is None else local(one.bias)) for one in linears]
-        return self.tensor_group.multiply(x, matrices)
+        return self.tensor_group.multiply(x, [one.shard for one in linears])
 
     def contract(self, linear: Linear, x: Tensor) -> Tensor:
         """Apply a matrix whose inputs are split: sum the partial products, then add the whole bias once."""

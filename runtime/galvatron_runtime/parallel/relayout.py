@@ -70,8 +70,7 @@ Box = tuple[Range, Range]
 
 
 def _box(layout: Layout, device: int, num_rows: int, num_parts: int) -> Box:
-    share, index = num_parts // layout.sequence_degree, layout.sequence_index(device)
-    return layout.rows(device, num_rows), (index * share, (index + 1) * share)
+    return layout.rows(device, num_rows), layout.tokens(device, num_parts)
 
 
 def _cut(box: Box, along: Sequence[Box]) -> Iterator[Box]:

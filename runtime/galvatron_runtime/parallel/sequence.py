@@ -57,11 +57,6 @@ class TokenExchange:
             dist.reduce_scatter_single(own, parts.contiguous(), group=self.group)
         return own
 
-    def add(self, values: Tensor) -> None:
-        """Sum in place what every device has whole."""
-        if self.group is not None:
-            dist.all_reduce(values, group=self.group)
-
 
 @dataclass(frozen=True, slots=True)
 class SequenceGroup:
@@ -109,7 +104,7 @@ class SequenceGroup:
         return self.whole.maximum(values)
 
 
-def sum_gradients_of_whole_parameters(module: LayerModule, tokens: TokenExchange) -> None:
+def sum_gradients_of_whole_parameters(module: LayerModule, group: dist.ProcessGroup) -> None:
     """Sum the gradients of what a layer holds whole over the group, whose devices see other tokens each.
 
     In one collective per backward pass, and before any data parallelism gets them.
@@ -117,14 +112,14 @@ def sum_gradients_of_whole_parameters(module: LayerModule, tokens: TokenExchange
     places = [parameter.name.rpartition(".") for parameter in parameters(module.layer) if parameter.split_dim is None]
     if places:
         owners = [(module.get_submodule(owner), leaf) for owner, _, leaf in places]
-        module.forward = partial(_forward_with_sums, module.forward, owners, tokens)
+        module.forward = partial(_forward_with_sums, module.forward, owners, group)
 
 
 def _forward_with_sums(
-    forward: Any, owners: Sequence[tuple[nn.Module, str]], tokens: TokenExchange, *stream: Tensor
+    forward: Any, owners: Sequence[tuple[nn.Module, str]], group: dist.ProcessGroup, *stream: Tensor
 ) -> Any:
     held = [local(getattr(owner, leaf)) for owner, leaf in owners]
-    summed = _SumAllGradients.apply(tokens, *held)  # type: ignore[no-untyped-call]  # torch
+    summed = _SumAllGradients.apply(group, *held)  # type: ignore[no-untyped-call]  # torch
     with _standing_in(owners, summed):
         return forward(*stream)
 
@@ -182,13 +177,13 @@ class _Scatter(autograd.Function):
 
 class _SumAllGradients(autograd.Function):
     @staticmethod
-    def forward(context: Any, tokens: TokenExchange, *values: Tensor) -> tuple[Tensor, ...]:
-        context.tokens = tokens
+    def forward(context: Any, group: dist.ProcessGroup, *values: Tensor) -> tuple[Tensor, ...]:
+        context.group = group
         return tuple(value.view_as(value) for value in values)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        context.tokens.add(flat)
+        dist.all_reduce(flat, group=context.group)
         parts = torch.split(flat, [gradient.numel() for gradient in gradients])
         return None, *(part.view(one.shape) for part, one in zip(parts, gradients, strict=True))

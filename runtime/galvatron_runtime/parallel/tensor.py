@@ -74,9 +74,8 @@ def _connect(module: LayerModule, devices: "DeviceTensorGroup", *, splits_tokens
     if not splits_tokens:
         module.tensor_group = devices
         return
-    tokens = TokenExchange(devices.size, devices.group)
-    module.tensor_group = SequenceGroup(devices, tokens)
-    sum_gradients_of_whole_parameters(module, tokens)
+    module.tensor_group = SequenceGroup(devices, TokenExchange(devices.size, devices.group))
+    sum_gradients_of_whole_parameters(module, devices.group)
 
 
 @dataclass(frozen=True, slots=True)
