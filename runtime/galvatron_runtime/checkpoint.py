@@ -3,7 +3,7 @@
 torch.distributed.checkpoint stores every tensor once, whole or in shards, whatever the layout of the ranks that save
 it, and cuts it anew for the ranks that load it. A checkpoint is a directory ``step-00000100`` that also holds the plan
 and the training specification. It is written under another name that belongs to the attempt and renamed last: what has
-its name is complete (``.metadata`` exists), and an attempt that was given up cannot spoil the files of its successor.
+its name is complete (``.metadata`` exists), and an attempt that was given up can complete no more (``claims.py``).
 Of the data it knows how many samples came before, since steps may change their size.
 """
 
@@ -27,6 +27,7 @@ from galvatron_planner.documents import Document
 from galvatron_planner.errors import GalvatronError, InvalidDocument
 from galvatron_planner.plan import Plan
 from galvatron_planner.training import TrainingCheckpoints, TrainingSpec
+from galvatron_runtime.claims import Claim
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,6 @@ POSITION_FILE = "position.json"
 PLAN_FILE = "plan.json"
 TRAINING_FILE = "training.json"
 _COMPLETE_NAME = re.compile(r"^step-(\d{8,})$")
-_PARTIAL_NAME = re.compile(r"^\.step-\d{8,}\.attempt-(\d+)$")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -118,12 +118,21 @@ class CheckpointStore:
         return step % self.settings.period_steps == 0 or step == self.training.steps
 
     def newest_step(self) -> int:
-        """Step of the newest complete checkpoint, 0 for none; rank 0 looks, so that all ranks agree.
+        """Claim the directory, and tell the step of its newest complete checkpoint, 0 for none.
+
+        Rank 0 does both, so that all ranks agree.
 
         Raises:
-            CheckpointUnusable: when there is one that this job must not go on from.
+            CheckpointUnusable: when the directory cannot be written, or holds what this job must not go on from.
+            StaleAttempt: when a later attempt of this job has claimed it.
         """
-        newest = [max(complete_steps(self.directory), default=0) if dist.get_rank() == 0 else 0]
+        newest = [0]
+        if dist.get_rank() == 0:
+            try:
+                self._claim.take()
+            except OSError as error:
+                raise self._unwritable("training checkpoints", error) from error
+            newest = [max(complete_steps(self.directory), default=0)]
         dist.broadcast_object_list(newest, src=0)
         if newest[0] and not self.settings.resume and not self._is_own(newest[0]):
             raise CheckpointUnusable(
@@ -161,15 +170,22 @@ class CheckpointStore:
             dist.barrier()
             yield self._partial(step)
         except (OSError, CheckpointException) as error:
+            self._claim.check()
             raise self.failure(step, error) from error
 
     def complete(self, step: int) -> None:
         """Give what is written its name, then drop the oldest ones; rank 0 alone, which knows that all have written."""
         if dist.get_rank() != 0:
             return
+        self._claim.check()
         complete = self.directory / checkpoint_name(step)
         _remove(complete)
-        self._partial(step).rename(complete)
+        try:
+            self._partial(step).rename(complete)
+        except FileNotFoundError:
+            # Whoever has claimed the directory since has swept it away.
+            self._claim.check()
+            raise
         for old in sorted(complete_steps(self.directory))[: -self.settings.keep_last]:
             _remove(self.directory / checkpoint_name(old))
 
@@ -177,11 +193,18 @@ class CheckpointStore:
         """Say why the checkpoint of ``step`` cannot be written, and free what it took: earlier ones stay."""
         if dist.get_rank() == 0:
             shutil.rmtree(self._partial(step), ignore_errors=True)
+        return self._unwritable(f"training checkpoint of step {step}", error)
+
+    def _unwritable(self, what: str, error: BaseException) -> CheckpointUnusable:
         return CheckpointUnusable(
-            f"training checkpoint of step {step} cannot be written to {self.directory}: {_first_line(error)}",
+            f"{what} cannot be written to {self.directory}: {_first_line(error)}",
             remedy="make the directory writable for every rank, with room for"
             f" {self.settings.keep_last + 1} checkpoints",
         )
+
+    @property
+    def _claim(self) -> Claim:
+        return Claim(self.directory, self.settings.owner, self.attempt)
 
     def _partial(self, step: int) -> Path:
         return self.directory / f".{checkpoint_name(step)}.attempt-{self.attempt}"
@@ -223,13 +246,9 @@ class CheckpointStore:
             return Position.from_json((path / POSITION_FILE).read_text())
 
     def _prepare(self, partial: Path, position: Position) -> None:
-        """Make an empty directory with the documents; what earlier attempts left unfinished goes."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for path in self.directory.iterdir():
-            match = _PARTIAL_NAME.match(path.name)
-            if match and int(match[1]) <= self.attempt:
-                shutil.rmtree(path)
-        partial.mkdir()
+        """Make a directory with the documents; only then look for the claim, as its taker looks for directories."""
+        partial.mkdir(parents=True)
+        self._claim.check()
         (partial / POSITION_FILE).write_text(position.to_json())
         (partial / PLAN_FILE).write_text(self.plan.to_json())
         (partial / TRAINING_FILE).write_text(self.training.to_json())

@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from galvatron_runtime.checkpoint import (
     check_model,
     complete_steps,
 )
+from galvatron_runtime.claims import StaleAttempt
 from galvatron_runtime.saving import Saver
 
 
@@ -165,11 +168,59 @@ def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
     assert sorted(complete_steps(tmp_path)) == [20, 30]
 
 
-def test_what_an_earlier_attempt_left_unfinished_is_removed_and_a_later_one_is_left_alone(tmp_path: Path) -> None:
-    for attempt in (0, 2):
-        (tmp_path / f".step-00000010.attempt-{attempt}").mkdir()
-    store(tmp_path, attempt=1).save(state(steps=1), 10)
-    assert {path.name for path in tmp_path.iterdir()} == {"step-00000010", ".step-00000010.attempt-2"}
+def test_what_an_earlier_attempt_left_unfinished_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000010.attempt-0").mkdir()
+    store(tmp_path, attempt=1).newest_step()
+    assert [path.name for path in tmp_path.iterdir()] == [".claim-1-of-"]
+
+
+@pytest.mark.parametrize("successor", [("job", 2), ("another job", 1)])
+def test_an_attempt_that_was_given_up_completes_no_checkpoint(tmp_path: Path, successor: tuple[str, int]) -> None:
+    given_up = store(tmp_path, owner="job", attempt=1)
+    given_up.newest_step()
+    given_up.save(state(steps=1), 10)
+    owner, attempt = successor
+    with given_up.writing(state(), 20):
+        assert store(tmp_path, owner=owner, attempt=attempt).newest_step() == 10
+    with pytest.raises(StaleAttempt, match="another attempt has claimed it"):
+        given_up.complete(20)
+    with pytest.raises(StaleAttempt):
+        given_up.save(state(steps=1), 30)
+    assert complete_steps(tmp_path) == (10,)
+
+
+def test_an_attempt_that_comes_late_leaves_its_successor_alone(tmp_path: Path) -> None:
+    successor = store(tmp_path, owner="job", attempt=2)
+    successor.newest_step()
+    with pytest.raises(StaleAttempt):
+        store(tmp_path, owner="job", attempt=1).newest_step()
+    successor.save(state(steps=1), 10)
+    assert complete_steps(tmp_path) == (10,)
+
+
+@pytest.mark.parametrize("moment", range(8))
+def test_at_whatever_moment_a_directory_is_claimed_both_agree_on_its_newest_checkpoint(
+    tmp_path: Path, moment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up, successor = store(tmp_path, owner="job", attempt=1), store(tmp_path, owner="job", attempt=2)
+    given_up.newest_step()
+    seen: list[int] = []
+    moments = iter(range(100))
+
+    def meddling(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if not seen and next(moments) == moment:
+                seen.append(0)
+                seen[0] = successor.newest_step()
+            return original(*arguments, **options)
+
+        return call
+
+    for name in ("mkdir", "iterdir", "rename"):
+        monkeypatch.setattr(Path, name, meddling(getattr(Path, name)))
+    with suppress(StaleAttempt):
+        given_up.save(state(steps=1), 10)
+    assert seen == [max(complete_steps(tmp_path), default=0)]
 
 
 def test_data_go_on_where_they_were_whatever_the_size_of_a_batch(tmp_path: Path) -> None:
