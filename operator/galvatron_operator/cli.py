@@ -75,7 +75,7 @@ def run(
     files = _run_directory(job, directory)
     chosen_port = _port(job, port)
     view = terminal.PhaseView(console)
-    with _interruptible(), files.locked():
+    with interruptible(), files.locked():
         console.print(f"{_describe(job)}\nfiles in {files.path}, metrics on http://127.0.0.1:{chosen_port}/metrics")
         with view.showing():
             planned = local.plan(job, files, port=chosen_port, listener=view, fixed=fixed)
@@ -130,7 +130,7 @@ def plan(  # noqa: PLR0913 -- the options of a command
             profile=known,
             sequence_parallel=sequence_parallel,
         )
-        _answer(question, lists, answers)
+        show_answers(question, lists, answers)
         return
     if model or cluster or batch or precision or profile or sequence_parallel:
         raise InvalidInput(
@@ -140,10 +140,10 @@ def plan(  # noqa: PLR0913 -- the options of a command
     job = local.load(job_file)
     files = _run_directory(job, directory)
     view = terminal.PhaseView(console)
-    with _interruptible(), files.locked(), view.showing():
+    with interruptible(), files.locked(), view.showing():
         if answers is not None or not lists.is_empty:
             problem = local.problem(job, files, port=_port(job, port), listener=view)
-            _answer(Question(job.name, problem, partial(profile_from_catalogue, job)), lists, answers)
+            show_answers(Question(job.name, problem, partial(profile_from_catalogue, job)), lists, answers)
             return
         planned = local.plan(job, files, port=_port(job, port), listener=view, fixed=fixed)
     console.print(terminal.plan_table(planned.plan))
@@ -168,7 +168,7 @@ def measure_regret(  # noqa: PLR0913 -- the options of a command
     fixed = None if plan_file is None else _plan_in(plan_file)
     files, chosen_port = _run_directory(job, directory), _port(job, port)
     view = terminal.PhaseView(console)
-    with _interruptible(), files.locked(), view.showing():
+    with interruptible(), files.locked(), view.showing():
         planned = local.plan(job, files, port=chosen_port, listener=view, fixed=fixed)
         problem = local.problem(job, files, port=chosen_port, listener=view, fixed=fixed)
         chosen = trials.candidates(problem, planned.plan, effort)
@@ -193,7 +193,7 @@ def explain(
     run = explaining.planned(run_directory)
     for path in explaining.draw(run, timeline=timeline, trace=trace):
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
-    with _interruptible():
+    with interruptible():
         asked = run.other_budgets
         shown = track(asked, "searching", console=console, transient=True, disable=not console.is_terminal)
         effects = [effect(one) for one in shown]
@@ -272,9 +272,14 @@ _ReadableDumper.add_representer(str, _represent_text)
 
 
 def main() -> None:
-    """Run the command; errors of ours are told without a traceback."""
+    """Run the command."""
+    run_app(app)
+
+
+def run_app(commands: typer.Typer) -> None:
+    """Run a command line; errors of ours are told without a traceback."""
     try:
-        app()
+        commands()
     except GalvatronError as error:
         errors = Console(stderr=True)
         errors.print(f"[bold red]error:[/bold red] {escape(error.problem)}", highlight=False, soft_wrap=True)
@@ -283,7 +288,7 @@ def main() -> None:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """End with a word and code 130 on Ctrl-C, after the processes have stopped."""
     try:
         yield
@@ -294,12 +299,12 @@ def _interruptible() -> Iterator[None]:
 
 def _run_module(module: str, arguments: Sequence[str]) -> NoReturn:
     """Let a command of the runtime do it, and end as it ends."""
-    with _interruptible():
+    with interruptible():
         done = subprocess.run([sys.executable, "-m", module, *arguments], check=False)  # noqa: S603 -- ours
     raise typer.Exit(done.returncode)
 
 
-def _answer(question: Question, lists: Lists, files: AnswerFiles | None) -> None:
+def show_answers(question: Question, lists: Lists, files: AnswerFiles | None) -> None:
     """Plan for every budget, writing as it goes, and show what came of it, also of what was interrupted."""
     problems = whatif.problems(question, lists)
     algorithms = lists.algorithms or (Algorithm.OPTIMAL,)

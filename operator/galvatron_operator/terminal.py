@@ -1,7 +1,9 @@
 """What people see in a terminal: phases with progress while a local run works, tables of plans when it is done."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -9,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as ProgressBars
 from rich.table import Table
 
+from galvatron_operator.api import FailureRecord, JobStatus, parse_status
 from galvatron_planner import regret as regrets
 from galvatron_planner import whatif as whatifs
 from galvatron_planner.explain import headline, reasons, sections, texts
@@ -183,6 +186,88 @@ def whatif_table(whatif: whatifs.Table) -> Table:
         )
         table.add_row(name, *shown)
     return table
+
+
+TOP_COLUMNS = (
+    "job",
+    "phase",
+    "attempt",
+    "step",
+    "loss",
+    "tokens/s",
+    "step time",
+    "predicted",
+    "memory",
+    "budget",
+    "left",
+)
+
+
+def top_table(bodies: Sequence[Mapping[str, Any]]) -> Table:
+    """GalvatronJobs as they stand, one row a job."""
+    table = Table(title="GalvatronJobs", title_justify="left", title_style="bold")
+    for column in TOP_COLUMNS:
+        table.add_column(column, justify="left" if column in {"job", "phase"} else "right")
+    several = len({body["metadata"]["namespace"] for body in bodies}) > 1
+    for body in bodies:
+        metadata = body["metadata"]
+        name = f"{metadata['namespace']}/{metadata['name']}" if several else metadata["name"]
+        budget = body.get("spec", {}).get("budget", {}).get("memoryPerGPU", "")
+        table.add_row(escape(name), *_standing(parse_status(body), budget))
+    return table
+
+
+def _standing(status: JobStatus | None, budget: str) -> tuple[str, ...]:
+    if status is None:
+        return ("not seen yet", *("" for _ in TOP_COLUMNS[2:]))
+    progress, plan = status.progress, status.plan
+    predicted = _milliseconds(plan.estimates.step_milliseconds) if plan else ""
+    if progress is None:
+        return status.phase, str(status.attempt), "", "", "", "", predicted, "", budget, ""
+    left = progress.estimated_remaining_seconds
+    return (
+        status.phase,
+        str(status.attempt),
+        f"{progress.step}/{progress.total_steps}",
+        progress.loss or "",
+        f"{progress.tokens_per_second:,}" if progress.tokens_per_second is not None else "",
+        _milliseconds(progress.step_milliseconds),
+        predicted,
+        progress.peak_memory_per_gpu or "",
+        budget,
+        format_seconds(left) if left else "",
+    )
+
+
+def _milliseconds(number: int | None) -> str:
+    return format_seconds(number / 1e3) if number else ""
+
+
+def failure_text(failure: FailureRecord) -> str:
+    """A failed attempt in words, with the failing rank's own."""
+    places = {
+        "pod": failure.pod,
+        "node": failure.node,
+        "rank": failure.rank,
+        "exit code": failure.exit_code,
+        "after step": failure.step,
+    }
+    where = ", ".join(f"{what} {value}" for what, value in places.items() if value is not None)
+    time = f"{failure.time:%Y-%m-%d %H:%M:%S} UTC"
+    return f"attempt {failure.attempt} failed at {time}: {failure.reason} ({where})\n{failure.message}\n"
+
+
+def log_line(line: str) -> str:
+    """A line of a pod's log for people: ours are JSON, what user code prints is shown as it is."""
+    try:
+        record = json.loads(line)
+        time, message = str(record.pop("time"))[:19], record.pop("message")
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return line
+    level, traceback = record.pop("level", ""), record.pop("traceback", None)
+    record.pop("logger", None)
+    fields = " ".join(f"{name}={value}" for name, value in record.items())
+    return f"{time} {level:<7} {message} {fields}".rstrip() + (f"\n{traceback}" if traceback else "")
 
 
 def trial_table(trials: Sequence[Trial]) -> Table:
