@@ -30,7 +30,7 @@ def test_a_finished_job_is_explained_and_listed(kubectl: Kubectl, measured_run: 
     explained = plugin(kubectl, "explain", measured_run.name, "--timeline", str(tmp_path / "step.html"))
     assert explained.returncode == 0, explained.stderr
     assert measured_run.job["status"]["plan"]["summary"] in explained.stdout
-    assert (tmp_path / "step.html").read_text().startswith("<!DOCTYPE html>")
+    assert (tmp_path / "step.html").read_text().startswith("<!doctype html>")
 
     listed = plugin(kubectl, "top")
     assert listed.returncode == 0, listed.stderr
