@@ -19,6 +19,7 @@ from fakes.cluster import FakeCluster
 from fakes.operation import body
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, JobStatus
+from galvatron_operator.cache import CachedCluster
 from galvatron_operator.decide import Kind, ObjectRef, reference
 from galvatron_operator.kube import KubernetesCluster
 from galvatron_operator.manifests.metadata import Manifest
@@ -104,10 +105,10 @@ def wait_until(claim: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.k8s)])
+@pytest.fixture(params=["fake", "cached", pytest.param("real", marks=pytest.mark.k8s)])
 def site(request: pytest.FixtureRequest) -> Site:
-    if request.param == "fake":
-        return Site(FakeCluster(), "team")
+    if request.param != "real":
+        return Site(FakeCluster() if request.param == "fake" else CachedCluster(FakeCluster()), "team")
     real: Site = request.getfixturevalue("real_site")
     for kind in (Kind.CONFIG_MAP, Kind.GALVATRON_JOB):
         for found in asyncio.run(real.cluster.list(kind, namespace=real.namespace, labels={})):

@@ -90,6 +90,8 @@ class World:
     async def status(self, address: str, port: int) -> WorkerStatus | None:
         """The port ``Workers``."""
         pod = self._at(address, port)
+        if pod is None:
+            return None
         scene = self._scene(pod)
         act = self.script(scene)
         if act.state is None:
@@ -105,7 +107,10 @@ class World:
 
     async def result(self, address: str, port: int) -> str | None:
         """The port ``Workers``: every profiler finds the same plausible machine."""
-        owner = self._at(address, port)["metadata"]["labels"][names.LABEL_JOB_UID]
+        pod = self._at(address, port)
+        if pod is None:
+            return None
+        owner = pod["metadata"]["labels"][names.LABEL_JOB_UID]
         requests = (
             found["data"][names.REQUEST_KEY]
             for (kind, _, _), found in self.cluster.objects.items()
@@ -118,9 +123,9 @@ class World:
         profile = builders.profile(builders.model(), devices)
         return profile.model_copy(update={"request_digest": request.digest()}).to_json()
 
-    def _at(self, address: str, port: int) -> Manifest:
-        pod = next(pod for pod in self.pods() if pod.get("status", {}).get("podIP") == address)
-        assert port == pod["spec"]["containers"][0]["ports"][0]["containerPort"]
+    def _at(self, address: str, port: int) -> Manifest | None:
+        pod = next((pod for pod in self.pods() if pod.get("status", {}).get("podIP") == address), None)
+        assert pod is None or port == pod["spec"]["containers"][0]["ports"][0]["containerPort"]
         return pod
 
     def _end_pods(self) -> None:

@@ -1,0 +1,134 @@
+"""What a cluster holds of our jobs, kept in memory and fed by watches, so that a thousand jobs cost no thousand lists.
+
+Reads may be a little behind, as with every informer. That does no harm: a status is written for the version that was
+read, or not at all, objects are applied, and whatever comes late makes the job be looked at again.
+"""
+
+from collections.abc import Mapping
+
+from galvatron_operator import names
+from galvatron_operator.decide import OWNED_KINDS, Kind, ObjectRef
+from galvatron_operator.manifests.metadata import Manifest
+from galvatron_operator.reconcile import Cluster
+
+Key = tuple[Kind, str, str]
+"""Kind, namespace and name."""
+
+REMEMBERED_ENDS = 10_000
+"""Uids of objects that are gone: an answer to an older request must not bring them back."""
+
+
+class CachedCluster:
+    """The port ``Cluster`` in front of another: jobs and what they own come from memory, everything else from there.
+
+    A class because rounds, watches and metrics share what it holds; all of it lives on one event loop.
+    """
+
+    def __init__(self, cluster: Cluster, *, namespaces: tuple[str, ...] = ()) -> None:
+        """Make an empty cache; :meth:`fill` it before the first round.
+
+        Args:
+            cluster: the API server.
+            namespaces: that are watched; empty for all.
+        """
+        self._cluster = cluster
+        self._namespaces = namespaces or (None,)
+        self._found: dict[Key, Manifest] = {}
+        self._owned: dict[str, set[Key]] = {}
+        self._gone: dict[str, None] = {}
+
+    @property
+    def jobs(self) -> tuple[Manifest, ...]:
+        """Every GalvatronJob."""
+        return tuple(found for (kind, _, _), found in self._found.items() if kind is Kind.GALVATRON_JOB)
+
+    async def fill(self) -> None:
+        """Read everything anew: at the start, and now and then because watches can stall without a word.
+
+        Raises:
+            ClusterError: when it cannot be read.
+        """
+        before = tuple(self._found.values())
+        listed: set[str] = set()
+        for namespace in self._namespaces:
+            for kind in (Kind.GALVATRON_JOB, *OWNED_KINDS):
+                labels = {} if kind is Kind.GALVATRON_JOB else {names.LABEL_MANAGED_BY: names.MANAGER}
+                for manifest in await self._cluster.list(kind, namespace=namespace, labels=labels):
+                    self.put(manifest)
+                    listed.add(manifest["metadata"]["uid"])
+        for manifest in before:
+            if manifest["metadata"]["uid"] not in listed:
+                self.drop(manifest)
+
+    def put(self, manifest: Manifest) -> None:
+        """Take in a version of an object of a job, unless a newer one is known, or that it is gone."""
+        key, metadata = _key(manifest), manifest["metadata"]
+        known = self._found.get(key)
+        if not _belongs(manifest) or metadata["uid"] in self._gone or (known and _version(manifest) < _version(known)):
+            return
+        self._found[key] = manifest
+        self._owned.setdefault(_owner(manifest), set()).add(key)
+
+    def drop(self, manifest: Manifest) -> None:
+        """Forget an object that is gone, but not another that has its name since."""
+        key, uid = _key(manifest), manifest["metadata"]["uid"]
+        self._gone[uid] = None
+        if len(self._gone) > REMEMBERED_ENDS:
+            del self._gone[next(iter(self._gone))]
+        known = self._found.get(key)
+        if known is None or known["metadata"]["uid"] != uid:
+            return
+        del self._found[key]
+        owned = self._owned[_owner(known)]
+        owned.remove(key)
+        if not owned:
+            del self._owned[_owner(known)]
+
+    async def get(self, ref: ObjectRef) -> Manifest | None:
+        """Read one object; None when there is none."""
+        if ref.kind is Kind.GALVATRON_JOB:
+            return self._found.get((ref.kind, ref.namespace, ref.name))
+        return await self._cluster.get(ref)
+
+    async def list(self, kind: Kind, *, namespace: str | None, labels: Mapping[str, str]) -> tuple[Manifest, ...]:
+        """Read every object of a kind that carries ``labels``, in one namespace or in all."""
+        if kind not in OWNED_KINDS or set(labels) != {names.LABEL_JOB_UID}:
+            return await self._cluster.list(kind, namespace=namespace, labels=labels)
+        owned = sorted(self._owned.get(labels[names.LABEL_JOB_UID], ()))
+        return tuple(self._found[key] for key in owned if key[0] is kind and namespace in (None, key[1]))
+
+    async def apply(self, manifest: Manifest) -> Manifest:
+        """Create or update an object, taking over the fields that it names, and return what came of it."""
+        return self._written(manifest, await self._cluster.apply(manifest))
+
+    async def apply_status(self, manifest: Manifest) -> Manifest:
+        """Write the status of an object that exists; a resource version in it must be the newest."""
+        return self._written(manifest, await self._cluster.apply_status(manifest))
+
+    async def delete(self, ref: ObjectRef) -> None:
+        """Delete an object and, in the background, what it owns; a watch tells when it is gone."""
+        await self._cluster.delete(ref)
+
+    def _written(self, wanted: Manifest, made: Manifest) -> Manifest:
+        self.put({"apiVersion": wanted["apiVersion"], "kind": wanted["kind"], **made})
+        return made
+
+
+def _key(manifest: Manifest) -> Key:
+    return Kind(manifest["kind"]), manifest["metadata"]["namespace"], manifest["metadata"]["name"]
+
+
+def _belongs(manifest: Manifest) -> bool:
+    """Whether it is a job, or belongs to one; cached profiles belong to none, and are large."""
+    return manifest["kind"] == names.KIND or bool(_owner(manifest))
+
+
+def _owner(manifest: Manifest) -> str:
+    """Uid of the job that an object belongs to; empty for jobs themselves."""
+    uid: str = (manifest["metadata"].get("labels") or {}).get(names.LABEL_JOB_UID, "")
+    return uid
+
+
+def _version(manifest: Manifest) -> int:
+    """Resource versions are numbers that grow: promised since Kubernetes 1.35 and true before (KEP-5504)."""
+    return int(manifest["metadata"]["resourceVersion"])
