@@ -1,6 +1,7 @@
 """Whole lives of jobs against an in-memory cluster: what happens, whatever happens to the operator meanwhile."""
 
 from functools import cache
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -169,6 +170,69 @@ def test_preemption_does_not_count_towards_the_maximum() -> None:
     status = operation.until_finished()
     assert status.phase == "Complete"
     assert (status.restarts.total, status.restarts.counted_towards_max) == (3, 0)
+
+
+def starts(operation: Operation) -> list[float]:
+    """Run the job to its end; give the seconds between the starts of its attempts, in steps of the world."""
+    seen: dict[int, float] = {}
+    for _ in range(200):
+        operation.rounds(1)
+        for pod in operation.world.pods():
+            attempt = int(pod["metadata"].get("annotations", {}).get(names.ANNOTATION_ATTEMPT, 0))
+            seen.setdefault(attempt, operation.world.now.timestamp())
+        if operation.status is not None and operation.status.is_finished:
+            break
+    times = [seen[attempt] for attempt in sorted(seen) if attempt]
+    return [after - before for before, after in pairwise(times)]
+
+
+def test_restarts_without_progress_come_at_ever_longer_intervals() -> None:
+    operation = begin(fails_with(ExitClass.PREEMPTED, on_attempts=range(1, 10)))
+    intervals = starts(operation)
+    # In this world an attempt takes 20 s to fail and 10 s to be seen; then 0, 10, 20, 40, ... and no more than 300 s.
+    assert len(intervals) == 9
+    assert intervals[0] <= 40
+    assert [after > before for before, after in pairwise(intervals[1:6])] == [True] * 4
+    assert 300 <= intervals[-1] <= 340
+
+
+def test_a_restart_after_progress_comes_at_once() -> None:
+    def script(scene: Scene) -> Act:
+        if scene.component != names.COMPONENT_TRAINER or scene.attempt > 4 or scene.age < 2:
+            return all_goes_well(scene)
+        failure = WorkerFailure(reason=ExitClass.PREEMPTED, message="gone", exit_code=1, time=1.0)
+        return Act(WorkerState.FAILED, step=10 * scene.attempt, failure=failure)
+
+    operation = begin(script)
+    assert max(starts(operation)) <= 40
+    assert operation.status is not None
+    assert operation.status.restarts.without_progress == 1
+
+
+def test_a_job_that_backs_off_holds_no_pods_and_says_when_it_goes_on() -> None:
+    operation = begin(fails_with(ExitClass.PREEMPTED, on_attempts=range(1, 5)))
+    while operation.status is None or operation.status.attempt < 5:
+        operation.rounds(1)
+    operation.rounds(2)
+    assert operation.all_of(Kind.POD) == []
+    status = operation.status
+    assert status.restarts.not_before is not None
+    said = {condition.type: condition.message for condition in status.conditions}
+    moment = f"attempt 5 begins at {status.restarts.not_before:%Y-%m-%dT%H:%M:%SZ}"
+    assert moment in said[ConditionType.TRAINING]
+    assert moment in said[ConditionType.PODS_READY]
+    assert reason(status, ConditionType.PODS_READY) == "BackOff"
+
+
+def test_a_resumed_job_does_not_wait_for_the_end_of_a_back_off() -> None:
+    operation = begin(fails_with(ExitClass.PREEMPTED, on_attempts=range(1, 7)))
+    while operation.status is None or operation.status.attempt < 6:
+        operation.rounds(1)
+    operation.edit(suspend=True)
+    operation.rounds(2)
+    operation.edit(suspend=False)
+    operation.rounds(3)
+    assert len(operation.all_of(Kind.POD)) == 2
 
 
 @pytest.mark.parametrize("exit_class", list(ExitClass))
@@ -374,7 +438,8 @@ def test_an_operator_that_is_stopped_after_any_write_brings_the_job_to_the_same_
     status = operation.until_finished()
     assert status.phase == undisturbed.phase
     assert status.attempt == undisturbed.attempt
-    assert status.restarts == undisturbed.restarts
+    for counted in ("total", "counted_towards_max", "without_progress"):
+        assert getattr(status.restarts, counted) == getattr(undisturbed.restarts, counted)
     assert [record.reason for record in status.failures] == [record.reason for record in undisturbed.failures]
     assert operation.all_of(Kind.POD) == []
 

@@ -134,6 +134,10 @@ class World:
                 self.cluster.remove((Kind.POD, pod["metadata"]["namespace"], pod["metadata"]["name"]))
 
     def _run_stateful_set(self, owner: Manifest) -> None:
+        for pod in self.pods():
+            beyond = int(pod["metadata"]["labels"].get(names.LABEL_POD_INDEX, -1)) >= owner["spec"]["replicas"]
+            if beyond and pod["metadata"]["ownerReferences"][0]["uid"] == owner["metadata"]["uid"]:
+                pod["metadata"].setdefault("deletionTimestamp", _text(self.now))
         for node_rank in range(owner["spec"]["replicas"]):
             name = f"{owner['metadata']['name']}-{node_rank}"
             labels = {names.LABEL_POD_INDEX: str(node_rank)}
@@ -192,7 +196,7 @@ class World:
             and peer["metadata"]["annotations"].get(names.ANNOTATION_ATTEMPT) == attempt
             and "deletionTimestamp" not in peer["metadata"]
         ]
-        return len(peers) == int(owner["spec"].get("replicas") or owner["spec"]["completions"])
+        return len(peers) == int(owner["spec"].get("replicas", owner["spec"].get("completions")))
 
     def _scene(self, pod: Manifest) -> Scene:
         labels, annotations = pod["metadata"]["labels"], pod["metadata"]["annotations"]

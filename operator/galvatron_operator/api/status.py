@@ -106,6 +106,9 @@ class Restarts(StatusValue):
 
     total: int = 0
     counted_towards_max: int = 0
+    without_progress: int = 0
+    furthest_step: int = 0
+    not_before: Time | None = None
 
 
 class ProfileStatus(StatusValue):

@@ -4,21 +4,18 @@ from galvatron_operator import names
 from galvatron_operator.api import ConditionType, Nodes, training_spec
 from galvatron_operator.decide.gang import Gang, gang_failure, gang_of, progress_status, stale_pods
 from galvatron_operator.decide.observed import Decision, Kind
+from galvatron_operator.decide.restarting import beginning, react, seconds_to_wait
 from galvatron_operator.decide.situation import (
-    AT_ONCE_SECONDS,
     FALSE,
-    LONGEST_NOTE,
     POLL_SECONDS,
     TRUE,
     Situation,
     attempt_of,
     complete,
-    fail,
     missing,
-    record,
     references,
 )
-from galvatron_operator.failures import REACTIONS, Action, Failure, obstacle
+from galvatron_operator.failures import obstacle
 from galvatron_operator.manifests import training
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_planner.plan import Plan
@@ -36,11 +33,11 @@ def train(situation: Situation, plan: Plan) -> Decision:
     deadline_seconds = told.job.spec.failure_policy.progress_deadline_seconds
     failure = gang_failure(gang, told.status, progress_deadline_seconds=deadline_seconds, now=told.now)
     if failure is not None:
-        return _react(_say_nodes(told, gang), failure)
+        return react(_say_nodes(told, gang), failure)
     return _say_gang(told, gang).decide(
         apply=missing(told.seen, *_wanted(told, plan)),
         delete=references(stale_pods(told.seen, attempt=attempt)),
-        after_seconds=POLL_SECONDS,
+        after_seconds=min(POLL_SECONDS, seconds_to_wait(told) or POLL_SECONDS),
     )
 
 
@@ -62,7 +59,8 @@ def _say_attempt(situation: Situation) -> Situation:
     if situation.job.spec.suspend or not situation.status.is_true(ConditionType.SUSPENDED):
         return situation.with_status(attempt=attempt)
     resumed = situation.say(ConditionType.SUSPENDED, FALSE, "Resumed", "from the newest training checkpoint, if any")
-    return resumed.with_status(attempt=attempt if situation.status.attempt == 0 else attempt + 1)
+    restarts = situation.status.restarts.model_copy(update={"not_before": situation.now})
+    return resumed.with_status(attempt=attempt if situation.status.attempt == 0 else attempt + 1, restarts=restarts)
 
 
 def _wanted(situation: Situation, plan: Plan) -> tuple[Manifest, ...]:
@@ -82,42 +80,10 @@ def _wanted(situation: Situation, plan: Plan) -> tuple[Manifest, ...]:
             document,
             attempt=situation.status.attempt,
             image=situation.image,
-            replicas=plan.cluster.num_nodes,
+            # During a back-off others can use the devices.
+            replicas=0 if seconds_to_wait(situation) else plan.cluster.num_nodes,
         ),
     )
-
-
-def _react(situation: Situation, failure: Failure) -> Decision:
-    """Record a failure, and begin another attempt unless there have been enough.
-
-    Only the status changes now. The next time round its attempt number makes the old pods stale and the StatefulSet
-    outdated, so nothing is lost when the operator ends in between.
-    """
-    reaction = REACTIONS[failure.reason]
-    status, policy = situation.status, situation.job.spec.failure_policy
-    recorded = situation.with_status(failures=status.with_failure(record(situation, failure)).failures)
-    problem = f"attempt {status.attempt}: {failure.reason}{_place(failure)}: {failure.message[:LONGEST_NOTE]}"
-    if reaction.action is Action.FAIL:
-        return fail(recorded, failure.reason, f"{problem}; {reaction.advice}")
-    counts = reaction.action is Action.RESTART
-    counted = status.restarts.counted_towards_max
-    same = sum(record.reason == failure.reason for record in status.failures)
-    if counts and (counted >= policy.max_restarts or (reaction.most is not None and same >= reaction.most)):
-        return fail(recorded, "MaxRestartsExceeded", f"{problem} (after {counted} restarts); {reaction.advice}")
-    restarts = status.restarts.model_copy(
-        update={"total": status.restarts.total + 1, "counted_towards_max": counted + counts}
-    )
-    again = (
-        recorded.with_status(attempt=status.attempt + 1, restarts=restarts)
-        .say(ConditionType.TRAINING, FALSE, "Restarting", problem)
-        .say(ConditionType.PODS_READY, FALSE, "Starting", f"attempt {status.attempt + 1} is starting")
-    )
-    return again.decide(after_seconds=AT_ONCE_SECONDS)
-
-
-def _place(failure: Failure) -> str:
-    parts = ([failure.pod] if failure.pod else []) + ([f"rank {failure.rank}"] if failure.rank is not None else [])
-    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _say_progress(situation: Situation, gang: Gang, plan: Plan) -> Situation:
@@ -140,6 +106,9 @@ def _say_gang(situation: Situation, gang: Gang) -> Situation:
         said = said.say(ConditionType.TRAINING, FALSE, "Rendezvous" if running else "NotStarted")
     if gang.num_ready == gang.num_nodes:
         return said.say(ConditionType.PODS_READY, TRUE, "AllPodsReady")
+    moment = situation.status.restarts.not_before
+    if moment is not None and seconds_to_wait(situation):
+        return said.say(ConditionType.PODS_READY, FALSE, "BackOff", beginning(situation.status.attempt, moment))
     found = obstacle(gang.pods)
     if found is not None:
         return said.say(ConditionType.PODS_READY, FALSE, found.reason, found.message)

@@ -1,0 +1,88 @@
+"""After a failure: another attempt, now or after a back-off, or the end of the job."""
+
+from datetime import datetime, timedelta
+
+from galvatron_operator.api import ConditionType, JobStatus, Nodes, Restarts
+from galvatron_operator.decide.observed import Decision
+from galvatron_operator.decide.situation import AT_ONCE_SECONDS, FALSE, LONGEST_NOTE, Situation, fail, record
+from galvatron_operator.failures import REACTIONS, Action, Failure
+
+FIRST_BACK_OFF_SECONDS = 10.0
+LONGEST_BACK_OFF_SECONDS = 300.0
+
+
+def react(situation: Situation, failure: Failure) -> Decision:
+    """Record a failure, and begin another attempt unless there have been enough.
+
+    Only the status changes now. The next time round its attempt number makes the old pods stale and the StatefulSet
+    outdated, so nothing is lost when the operator ends in between.
+    """
+    reaction = REACTIONS[failure.reason]
+    status, policy = situation.status, situation.job.spec.failure_policy
+    recorded = situation.with_status(failures=status.with_failure(record(situation, failure)).failures)
+    problem = f"attempt {status.attempt}: {failure.reason}{_place(failure)}: {failure.message[:LONGEST_NOTE]}"
+    if reaction.action is Action.FAIL:
+        return fail(recorded, failure.reason, f"{problem}; {reaction.advice}")
+    counts = reaction.action is Action.RESTART
+    counted = status.restarts.counted_towards_max
+    same = sum(record.reason == failure.reason for record in status.failures)
+    if counts and (counted >= policy.max_restarts or (reaction.most is not None and same >= reaction.most)):
+        return fail(recorded, "MaxRestartsExceeded", f"{problem} (after {counted} restarts); {reaction.advice}")
+    return _again(recorded, problem, counts=counts)
+
+
+def back_off_seconds(restarts_without_progress: int) -> float:
+    """Tell how long the next restart waits: not at all after progress, then ever longer.
+
+    Restarts that do not count have no limit in number, so this is what keeps them from being a hot loop.
+    """
+    if restarts_without_progress == 0:
+        return 0.0
+    # Beyond 32 doublings make no difference, and float overflow would.
+    doubled = FIRST_BACK_OFF_SECONDS * 2.0 ** min(restarts_without_progress - 1, 32)
+    return min(doubled, LONGEST_BACK_OFF_SECONDS)
+
+
+def seconds_to_wait(situation: Situation) -> float:
+    """Tell how much of the current attempt's back-off is left; 0 when the attempt may begin."""
+    return max(situation.seconds_until(situation.status.restarts.not_before), 0.0)
+
+
+def beginning(attempt: int, moment: datetime) -> str:
+    """Say when an attempt begins."""
+    return f"attempt {attempt} begins at {moment:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _again(situation: Situation, problem: str, *, counts: bool) -> Decision:
+    status = situation.status
+    attempt, restarts = status.attempt + 1, _restarts(status, situation.now, counts=counts)
+    begun = situation.with_status(attempt=attempt, restarts=restarts, nodes=Nodes(desired=status.nodes.desired))
+    moment = restarts.not_before
+    if moment is None or moment <= situation.now:
+        reason, when = "Starting", f"attempt {attempt} is starting"
+    else:
+        reason, when = "BackOff", beginning(attempt, moment)
+    return (
+        begun.say(ConditionType.TRAINING, FALSE, "Restarting", f"{when}, after {problem}")
+        .say(ConditionType.PODS_READY, FALSE, reason, when)
+        .decide(after_seconds=AT_ONCE_SECONDS)
+    )
+
+
+def _restarts(status: JobStatus, now: datetime, *, counts: bool) -> Restarts:
+    before = status.restarts
+    step = status.progress.step if status.progress is not None else 0
+    without = 0 if step > before.furthest_step else before.without_progress
+    return Restarts(
+        total=before.total + 1,
+        counted_towards_max=before.counted_towards_max + counts,
+        without_progress=without + 1,
+        furthest_step=max(step, before.furthest_step),
+        not_before=now + timedelta(seconds=back_off_seconds(without)),
+    )
+
+
+def _place(failure: Failure) -> str:
+    where = f"{failure.pod} on {failure.node}" if failure.pod and failure.node else failure.pod
+    parts = ([where] if where else []) + ([f"rank {failure.rank}"] if failure.rank is not None else [])
+    return f" ({', '.join(parts)})" if parts else ""
