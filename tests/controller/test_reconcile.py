@@ -281,13 +281,34 @@ def test_a_deleted_trainer_restarts_the_gang() -> None:
 def test_a_replaced_trainer_is_noticed_although_nobody_saw_it_go() -> None:
     operation = begin(lambda scene: Act(WorkerState.RUNNING, step=1) if scene.attempt else all_goes_well(scene))
     operation.until(ConditionType.TRAINING)
-    for _ in range(10):
-        operation.world.step()
     operation.world.cluster.remove((Kind.POD, KEY.namespace, "small-1"))
     operation.world.step()
     operation.round()
     assert operation.status is not None
-    assert operation.status.failures[0].reason == "PodLost"
+    assert [(failure.reason, failure.pod) for failure in operation.status.failures] == [("PodLost", "small-1")]
+
+
+def test_a_pod_that_is_replaced_before_all_have_run_can_still_join() -> None:
+    def waits(scene: Scene) -> Act:
+        if scene.component != names.COMPONENT_TRAINER or scene.node_rank != 0 or scene.age > 3:
+            return all_goes_well(scene)
+        return Act(None, pod_status={"containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]})
+
+    operation = begin(waits)
+    while (Kind.POD, KEY.namespace, "small-1") not in operation.world.cluster.objects:
+        operation.rounds(1)
+    operation.world.cluster.remove((Kind.POD, KEY.namespace, "small-1"))
+    operation.rounds(1)
+    assert operation.status is not None
+    assert operation.status.failures == ()
+
+
+def test_the_pods_of_a_gang_are_kept_in_few_characters() -> None:
+    operation = begin()
+    operation.until(ConditionType.TRAINING)
+    assert operation.status is not None
+    assert operation.status.nodes.members is not None
+    assert len(operation.status.nodes.members) == 16
 
 
 def test_a_gang_that_makes_no_steps_is_restarted() -> None:

@@ -162,6 +162,7 @@ class Nodes(StatusValue):
 
     desired: int = 0
     ready: int = 0
+    members: str | None = None
 
 
 class FailureRecord(StatusValue):

@@ -1,6 +1,6 @@
 """The trainers of one attempt, seen as a whole: how far they are, what is wrong with them."""
 
-from collections.abc import Iterator
+import hashlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -14,8 +14,8 @@ from galvatron_planner.plan import Plan
 from galvatron_planner.units import format_quantity
 from galvatron_planner.worker import Progress, WorkerState, WorkerStatus
 
-CLOCK_SECONDS = 60.0
-"""Clocks of API server and operator may differ by this much before a pod is taken for a replacement."""
+MEMBERS_CHARACTERS = 16
+"""Of the digest of all pods' uids: 64 bits tell two gangs of one job apart, and 512 uids would fill the status."""
 OWN_WORDS_SECONDS = 30.0
 """How much longer the operator waits for a step than the ranks do."""
 
@@ -44,6 +44,17 @@ class Gang:
     def num_ready(self) -> int:
         """Pods that are ready."""
         return sum(_is_ready(pod) for pod in self.pods)
+
+    @property
+    def runs_whole(self) -> bool:
+        """Whether the containers of all pods run."""
+        return sum(_started(pod) is not None for pod in self.pods) == self.num_nodes
+
+    @property
+    def members(self) -> str:
+        """Digest of the pods' uids."""
+        uids = sorted(pod["metadata"]["uid"] for pod in self.pods)
+        return hashlib.sha256("\n".join(uids).encode()).hexdigest()[:MEMBERS_CHARACTERS]
 
     @property
     def silent(self) -> tuple[str, ...]:
@@ -85,10 +96,7 @@ def gang_failure(gang: Gang, status: JobStatus, *, progress_deadline_seconds: in
     ]
     if found:
         return cause(found, now=now)
-    trained_since = _training_since(status)
-    if trained_since is not None:
-        return next(_replaced(gang, trained_since, now), None) or _stalled(gang, status, progress_deadline_seconds, now)
-    return _stalled(gang, status, progress_deadline_seconds, now)
+    return _lost_member(gang, status, now) or _stalled(gang, status, progress_deadline_seconds, now)
 
 
 def progress_status(progress: Progress, plan: Plan, *, before: ProgressStatus | None, now: datetime) -> ProgressStatus:
@@ -111,24 +119,20 @@ def progress_status(progress: Progress, plan: Plan, *, before: ProgressStatus | 
     )
 
 
-def _training_since(status: JobStatus) -> datetime | None:
-    condition = status.find(ConditionType.TRAINING)
-    return condition.last_transition_time if condition and status.is_true(ConditionType.TRAINING) else None
-
-
-def _replaced(gang: Gang, trained_since: datetime, now: datetime) -> Iterator[Failure]:
-    """Find pods that are gone, or came new into a gang that was training: they cannot join it."""
-    present = {pod["metadata"]["name"] for pod in gang.pods}
-    if len(present) < gang.num_nodes:
-        message = f"{gang.num_nodes - len(present)} of {gang.num_nodes} pods are gone"
-        yield Failure(FailureReason.POD_LOST, message, now)
-    newest = trained_since + timedelta(seconds=CLOCK_SECONDS)
-    for pod in gang.pods:
-        if parse_time(pod["metadata"]["creationTimestamp"]) > newest:
-            name, node = pod["metadata"]["name"], pod.get("spec", {}).get("nodeName")
-            yield Failure(
-                FailureReason.POD_LOST, "a new pod has taken the place of a trainer", now, pod=name, node=node
-            )
+def _lost_member(gang: Gang, status: JobStatus, now: datetime) -> Failure | None:
+    """Find a pod that is gone, or came new, since all ran together: ranks that have met take in nobody."""
+    known = status.nodes.members
+    num_absent = gang.num_nodes - len(gang.pods)
+    if num_absent > 0:
+        met = known is not None or status.is_true(ConditionType.TRAINING)
+        message = f"{num_absent} of {gang.num_nodes} pods are gone"
+        return Failure(FailureReason.POD_LOST, message, now) if met else None
+    if known in (None, gang.members):
+        return None
+    # The digest does not tell which one, but the last that came is new for certain.
+    newest = max(gang.pods, key=lambda pod: parse_time(pod["metadata"]["creationTimestamp"]))
+    name, node = newest["metadata"]["name"], newest.get("spec", {}).get("nodeName")
+    return Failure(FailureReason.POD_LOST, "a new pod has taken the place of a trainer", now, pod=name, node=node)
 
 
 def _stalled(gang: Gang, status: JobStatus, deadline_seconds: int, now: datetime) -> Failure | None:

@@ -60,7 +60,8 @@ def _say_attempt(situation: Situation) -> Situation:
         return situation.with_status(attempt=attempt)
     resumed = situation.say(ConditionType.SUSPENDED, FALSE, "Resumed", "from the newest training checkpoint, if any")
     restarts = situation.status.restarts.model_copy(update={"not_before": situation.now})
-    return resumed.with_status(attempt=attempt if situation.status.attempt == 0 else attempt + 1, restarts=restarts)
+    attempt = attempt if situation.status.attempt == 0 else attempt + 1
+    return resumed.with_status(attempt=attempt, restarts=restarts, nodes=Nodes())
 
 
 def _wanted(situation: Situation, plan: Plan) -> tuple[Manifest, ...]:
@@ -116,4 +117,6 @@ def _say_gang(situation: Situation, gang: Gang) -> Situation:
 
 
 def _say_nodes(situation: Situation, gang: Gang) -> Situation:
-    return situation.with_status(nodes=Nodes(desired=gang.num_nodes, ready=gang.num_ready))
+    # Before all of them run, ranks have not met, and a new pod can still take the place of another.
+    members = situation.status.nodes.members or (gang.members if gang.runs_whole else None)
+    return situation.with_status(nodes=Nodes(desired=gang.num_nodes, ready=gang.num_ready, members=members))
