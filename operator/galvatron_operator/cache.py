@@ -105,9 +105,9 @@ class CachedCluster:
         """Write the status of an object that exists; a resource version in it must be the newest."""
         return self._written(manifest, await self._cluster.apply_status(manifest))
 
-    async def delete(self, ref: ObjectRef) -> None:
+    async def delete(self, ref: ObjectRef, *, grace_seconds: int | None = None) -> None:
         """Delete an object and, in the background, what it owns; a watch tells when it is gone."""
-        await self._cluster.delete(ref)
+        await self._cluster.delete(ref, grace_seconds=grace_seconds)
 
     def _written(self, wanted: Manifest, made: Manifest) -> Manifest:
         self.put({"apiVersion": wanted["apiVersion"], "kind": wanted["kind"], **made})

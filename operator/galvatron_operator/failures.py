@@ -33,6 +33,7 @@ class FailureReason(StrEnum):
     POD_LOST = "PodLost"
     SUPERVISOR_EXITED = "SupervisorExited"
     STALLED = "Stalled"
+    GANG_INCOMPLETE = "GangIncomplete"
 
 
 class Action(StrEnum):
@@ -79,6 +80,10 @@ REACTIONS: dict[FailureReason, Reaction] = {
     FailureReason.STALLED: Reaction(
         Action.RESTART, "look at the pods' logs, or raise spec.failurePolicy.progressDeadlineSeconds"
     ),
+    # Some of the pods hold devices meanwhile, which another gang may wait for that holds the rest.
+    FailureReason.GANG_INCOMPLETE: Reaction(
+        Action.RESTART_UNCOUNTED, "make room for all pods, see condition PodsReady"
+    ),
 }
 
 
@@ -120,7 +125,7 @@ def failure_of(pod: Pod, report: WorkerStatus | None, *, now: datetime) -> Failu
         return killed
     if report is not None and report.failure is not None:
         return _reported(pod, report.failure)
-    return _disrupted(pod, now) or _deleted(pod, now) or _ended(pod, now)
+    return _disrupted(pod, now) or _unreachable(pod, report, now) or _deleted(pod, now) or _ended(pod, now)
 
 
 def cause(failures: Iterable[Failure], *, now: datetime) -> Failure | None:
@@ -218,12 +223,17 @@ def _killed(pod: Pod, now: datetime) -> Failure | None:
     return None
 
 
+def _unreachable(pod: Pod, report: WorkerStatus | None, now: datetime) -> Failure | None:
+    """Find a pod whose node has been given up, also before the pod is deleted."""
+    if report is not None or pod.get("status", {}).get("reason") != "NodeLost":
+        return None
+    return _of_pod(pod, FailureReason.NODE_LOST, pod["status"].get("message", "the node is gone"), now)
+
+
 def _deleted(pod: Pod, now: datetime) -> Failure | None:
     if "deletionTimestamp" not in pod["metadata"]:
         return None
-    unreachable = pod.get("status", {}).get("reason") == "NodeLost"
-    reason = FailureReason.NODE_LOST if unreachable else FailureReason.POD_LOST
-    return _of_pod(pod, reason, "the pod is being deleted", now)
+    return _of_pod(pod, FailureReason.POD_LOST, "the pod is being deleted", now)
 
 
 def _ended(pod: Pod, now: datetime) -> Failure | None:

@@ -66,9 +66,11 @@ class KubernetesCluster:
         """Write the status of an object that exists; a resource version in it must be the newest."""
         return await self._apply(manifest, subresource="/status")
 
-    async def delete(self, ref: ObjectRef) -> None:
+    async def delete(self, ref: ObjectRef, *, grace_seconds: int | None = None) -> None:
         """Delete an object and, in the background, what it owns; it may be gone, or another have its name."""
         options: Manifest = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        if grace_seconds is not None:
+            options["gracePeriodSeconds"] = grace_seconds
         if ref.uid is not None:
             options["preconditions"] = {"uid": ref.uid}
         try:

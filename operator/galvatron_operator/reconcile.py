@@ -81,8 +81,13 @@ class Cluster(Protocol):
     async def apply_status(self, manifest: Manifest) -> Manifest:
         """Write the status of an object that exists; a resource version in it must be the newest."""
 
-    async def delete(self, ref: ObjectRef) -> None:
-        """Delete an object and, in the background, what it owns; it may be gone, or another have its name."""
+    async def delete(self, ref: ObjectRef, *, grace_seconds: int | None = None) -> None:
+        """Delete an object and, in the background, what it owns; it may be gone, or another have its name.
+
+        Args:
+            ref: the object.
+            grace_seconds: of a pod, instead of its own; with 0 it goes although no kubelet has ended it.
+        """
 
 
 class Workers(Protocol):
@@ -177,6 +182,9 @@ async def carry_out(
         await ports.cluster.apply(manifest)
     for ref in decision.delete:
         await ports.cluster.delete(ref)
+    for ref in decision.force_delete:
+        log.warning("a pod is deleted that no kubelet has ended", extra={"job": str(key), "pod": ref.name})
+        await ports.cluster.delete(ref, grace_seconds=0)
     if decision.search is not None:
         ports.searches.start(key, decision.search)
     for event in decision.events:

@@ -174,6 +174,19 @@ def test_deleting_by_uid_spares_another_object_of_the_name(site: Site) -> None:
     assert found["metadata"]["uid"] == successor["metadata"]["uid"]
 
 
+def test_a_pod_that_no_kubelet_ends_goes_only_without_a_grace_period(site: Site) -> None:
+    container = {"name": "idle", "image": "localhost/idle"}
+    spec = {"nodeName": "gone", "terminationGracePeriodSeconds": 600, "containers": [container]}
+    metadata = {"name": "idle", "namespace": site.namespace}
+    made = site.apply({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    site.run(site.cluster.delete(reference(made)))
+    found = site.get(made)
+    assert found is not None
+    assert "deletionTimestamp" in found["metadata"]
+    site.run(site.cluster.delete(reference(made), grace_seconds=0))
+    assert site.get(made) is None
+
+
 def status_of(made: Manifest, status: JobStatus) -> Manifest:
     kept = {key: made["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")}
     return {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": kept, "status": status.dump()}

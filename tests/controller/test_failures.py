@@ -47,6 +47,7 @@ FAILED_PODS = {
     "a pod that was drained": (pod(**condition("EvictionByEvictionAPI")), FailureReason.EVICTED),
     "a pod that gave way to another": (pod(**condition("PreemptionByScheduler")), FailureReason.PREEMPTED),
     "a pod on a node that is gone": (pod(**condition("DeletionByTaintManager")), FailureReason.NODE_LOST),
+    "a pod whose node is given up": (pod(phase="Running", reason="NodeLost"), FailureReason.NODE_LOST),
     "a pod that a kubelet evicted": (pod(phase="Failed", reason="Evicted"), FailureReason.EVICTED),
     "a pod that somebody deletes": (pod({"deletionTimestamp": ENDED}), FailureReason.POD_LOST),
     "a pod that is deleted with its node": (
@@ -68,6 +69,10 @@ def test_a_pod_that_cannot_go_on_tells_why(what: str) -> None:
 def test_a_pod_that_runs_has_not_failed() -> None:
     assert failure_of(pod(phase="Running"), report(WorkerState.RUNNING), now=NOW) is None
     assert failure_of(pod(phase="Pending"), None, now=NOW) is None
+
+
+def test_a_pod_that_answers_is_not_lost_whatever_is_thought_of_its_node() -> None:
+    assert failure_of(pod(phase="Running", reason="NodeLost"), report(WorkerState.RUNNING), now=NOW) is None
 
 
 def test_a_pod_whose_command_succeeded_has_not_failed_whatever_becomes_of_it() -> None:

@@ -311,6 +311,58 @@ def test_the_pods_of_a_gang_are_kept_in_few_characters() -> None:
     assert len(operation.status.nodes.members) == 16
 
 
+def test_a_lost_node_is_told_with_what_a_person_can_do() -> None:
+    operation = begin()
+    operation.until(ConditionType.TRAINING)
+    [node] = [pod["spec"]["nodeName"] for pod in operation.world.pods() if pod["metadata"]["name"] == "small-1"]
+    operation.world.lose_node_of("small-1")
+    operation.rounds(16)
+    status = operation.status
+    assert status is not None
+    assert [(failure.reason, failure.node) for failure in status.failures] == [("NodeLost", node)]
+    assert (status.attempt, status.restarts.counted_towards_max) == (2, 0)
+    assert reason(status, ConditionType.PODS_READY) == "NodeLost"
+    message = next(c.message for c in status.conditions if c.type is ConditionType.PODS_READY)
+    for word in ("small-1", node, "delete", "node.kubernetes.io/out-of-service", "forceDeleteLostPods"):
+        assert word in message
+    # Whoever deletes the Node object takes its pods away.
+    operation.world.cluster.remove((Kind.POD, KEY.namespace, "small-1"))
+    assert operation.until_finished().phase == "Complete"
+
+
+def test_lost_pods_are_deleted_by_force_only_where_the_job_asks_for_it_and_after_its_timeout() -> None:
+    operation = begin(failurePolicy={"forceDeleteLostPods": "AfterTimeout", "nodeLostTimeoutSeconds": 60})
+    operation.until(ConditionType.TRAINING)
+    operation.world.lose_node_of("small-1")
+    operation.rounds(5)
+    assert operation.world.lost <= {pod["metadata"]["uid"] for pod in operation.world.pods()}
+    status = operation.until_finished()
+    assert status.phase == "Complete"
+    assert [failure.reason for failure in status.failures] == ["NodeLost"]
+
+
+def test_profilers_on_a_lost_node_are_told_and_deleted_by_force_alike() -> None:
+    operation = begin(failurePolicy={"forceDeleteLostPods": "AfterTimeout", "nodeLostTimeoutSeconds": 60})
+    operation.rounds(2)
+    operation.world.lose_node_of(operation.world.pods()[1]["metadata"]["name"])
+    operation.rounds(5)
+    assert operation.all_of(Kind.JOB) == []
+    assert operation.until_finished().phase == "Complete"
+
+
+def test_a_gang_that_cannot_become_whole_again_is_not_waited_for_in_silence() -> None:
+    operation = begin(failurePolicy={"progressDeadlineSeconds": 60, "maxRestarts": 0})
+    operation.until(ConditionType.TRAINING)
+    operation.world.lose_node_of("small-1")
+    operation.rounds(20)
+    assert operation.status is not None
+    newest = operation.status.failures[0]
+    assert (newest.attempt, newest.reason) == (2, "GangIncomplete")
+    assert "1 of 2 pods run" in newest.message
+    assert operation.status.restarts.counted_towards_max == 0
+    assert not operation.status.is_finished
+
+
 def test_a_gang_that_makes_no_steps_is_restarted() -> None:
     def hangs(scene: Scene) -> Act:
         return Act(WorkerState.RUNNING, step=1) if scene.attempt == 1 else all_goes_well(scene)

@@ -68,12 +68,12 @@ class FakeCluster:
         self._applied[key, "status"] = copy.deepcopy(status)
         return self._store(key, existing, merged)
 
-    async def delete(self, ref: ObjectRef) -> None:
+    async def delete(self, ref: ObjectRef, *, grace_seconds: int | None = None) -> None:
         key = (ref.kind, ref.namespace, ref.name)
         existing = self.objects.get(key)
         if existing is None or ref.uid not in (None, existing["metadata"]["uid"]):
             return
-        if ref.kind is Kind.POD:
+        if ref.kind is Kind.POD and grace_seconds != 0:
             # The kubelet ends it, in its own time.
             existing["metadata"].setdefault("deletionTimestamp", self.now)
             return

@@ -69,9 +69,9 @@ class StoppingCluster:
         made: Manifest = await self._cluster.apply_status(manifest)
         return made
 
-    async def delete(self, ref: ObjectRef) -> None:
+    async def delete(self, ref: ObjectRef, *, grace_seconds: int | None = None) -> None:
         self._count()
-        await self._cluster.delete(ref)
+        await self._cluster.delete(ref, grace_seconds=grace_seconds)
 
     def _count(self) -> None:
         if self._left == 0:

@@ -68,6 +68,15 @@ class World:
     cluster: FakeCluster = field(default_factory=FakeCluster)
     now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     ages: dict[str, int] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
+
+    def lose_node_of(self, name: str) -> None:
+        """Take away the machine under a pod: it stays as an object that is being deleted, and says nothing any more."""
+        pod = next(pod for pod in self.pods() if pod["metadata"]["name"] == name)
+        self.lost.add(pod["metadata"]["uid"])
+        pod["metadata"]["deletionTimestamp"] = _text(self.now)
+        reason = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
+        pod["status"]["conditions"] = [reason, {"type": "Ready", "status": "False"}]
 
     def step(self) -> None:
         """Let time pass: controllers act, pods grow older."""
@@ -90,7 +99,7 @@ class World:
     async def status(self, address: str, port: int) -> WorkerStatus | None:
         """The port ``Workers``."""
         pod = self._at(address, port)
-        if pod is None:
+        if pod is None or pod["metadata"]["uid"] in self.lost:
             return None
         scene = self._scene(pod)
         act = self.script(scene)
@@ -130,7 +139,7 @@ class World:
 
     def _end_pods(self) -> None:
         for pod in self.pods():
-            if "deletionTimestamp" in pod["metadata"]:
+            if "deletionTimestamp" in pod["metadata"] and pod["metadata"]["uid"] not in self.lost:
                 self.cluster.remove((Kind.POD, pod["metadata"]["namespace"], pod["metadata"]["name"]))
 
     def _run_stateful_set(self, owner: Manifest) -> None:
@@ -168,7 +177,7 @@ class World:
                 "annotations": template["metadata"].get("annotations", {}) | annotations,
                 "ownerReferences": [{"uid": owner["metadata"]["uid"], "controller": True}],
             },
-            "spec": template["spec"] | {"nodeName": "node-0"},
+            "spec": template["spec"] | {"nodeName": f"node-{len(self.ages)}"},
             "status": {
                 "phase": "Running",
                 "podIP": f"10.0.0.{len(self.ages)}",
@@ -178,6 +187,8 @@ class World:
         }
 
     def _run_pod(self, pod: Manifest) -> None:
+        if pod["metadata"]["uid"] in self.lost:
+            return
         # A rank waits for all others before its command gets anywhere.
         if self._is_complete(pod):
             self.ages[pod["metadata"]["uid"]] += 1

@@ -4,7 +4,7 @@ The first box of *job -> profile -> plan -> training*. Knows the planner's types
 """
 
 from galvatron_operator.api.job import GalvatronJob, Metadata, parse, training_spec
-from galvatron_operator.api.spec import DatasetSource, Execution, ProfilingPolicy, Resume, Spec
+from galvatron_operator.api.spec import DatasetSource, Execution, ForceDeleteLostPods, ProfilingPolicy, Resume, Spec
 from galvatron_operator.api.status import (
     Condition,
     ConditionStatus,
@@ -29,6 +29,7 @@ __all__ = [
     "Estimates",
     "Execution",
     "FailureRecord",
+    "ForceDeleteLostPods",
     "GalvatronJob",
     "JobStatus",
     "Metadata",

@@ -319,11 +319,20 @@ class Checkpoint(SpecValue):
     mode: CheckpointMode = CheckpointMode.AUTO
 
 
+class ForceDeleteLostPods(StrEnum):
+    """What becomes of pods that no kubelet ends."""
+
+    NEVER = "Never"
+    AFTER_TIMEOUT = "AfterTimeout"
+
+
 class FailurePolicy(SpecValue):
     """``spec.failurePolicy``."""
 
     max_restarts: int = Field(default=3, ge=0, le=1000)
     progress_deadline_seconds: Seconds = 900
+    node_lost_timeout_seconds: int = Field(default=120, ge=10, le=86_400)
+    force_delete_lost_pods: ForceDeleteLostPods = ForceDeleteLostPods.NEVER
 
 
 class Lifecycle(SpecValue):

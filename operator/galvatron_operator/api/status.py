@@ -259,6 +259,11 @@ class JobStatus(StatusValue):
         """Whether the job has reached its final state."""
         return self.is_true(ConditionType.COMPLETE) or self.is_true(ConditionType.FAILED)
 
+    @property
+    def furthest_step(self) -> int:
+        """The most steps that an attempt has finished; a new attempt begins at its training checkpoint, or at 0."""
+        return max(self.restarts.furthest_step, self.progress.step if self.progress is not None else 0)
+
     def dump(self) -> dict[str, Any]:
         """Write as the API holds it: camelCase, no nulls."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)

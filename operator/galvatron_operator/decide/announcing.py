@@ -12,7 +12,9 @@ _SUCCESSES = {
     ConditionType.COMPLETE: ConditionStatus.TRUE,
 }
 """Conditions whose becoming true is news."""
-_PROBLEMS = frozenset({"Restarting", "Unschedulable", "ImagePullError", "ContainerError", "FixedPlanMissing"})
+_PROBLEMS = frozenset(
+    {"Restarting", "Unschedulable", "ImagePullError", "ContainerError", "FixedPlanMissing", "NodeLost"}
+)
 """Reasons that are news when they appear in a condition that is not true."""
 
 

@@ -8,7 +8,7 @@ from galvatron_operator import names
 from galvatron_operator.api import ConditionType, JobStatus, ProgressStatus
 from galvatron_operator.decide.observed import Observed
 from galvatron_operator.decide.situation import attempt_of
-from galvatron_operator.failures import Failure, FailureReason, cause, failure_of, parse_time
+from galvatron_operator.failures import Failure, FailureReason, cause, failure_of, obstacle, parse_time
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_planner.plan import Plan
 from galvatron_planner.units import format_quantity
@@ -136,16 +136,23 @@ def _lost_member(gang: Gang, status: JobStatus, now: datetime) -> Failure | None
 
 
 def _stalled(gang: Gang, status: JobStatus, deadline_seconds: int, now: datetime) -> Failure | None:
+    progress = status.progress
     started = [time for pod in gang.pods if (time := _started(pod)) is not None]
-    if len(started) < gang.num_nodes:
+    if not gang.runs_whole and status.furthest_step == 0:
+        # A first start may take long, and ``startDeadlineSeconds`` bounds it.
         return None
-    moved = status.progress.last_update_time if status.progress is not None else started[0]
-    since = max(*started, moved)
+    moved = progress.last_update_time if progress is not None else None
+    since = max(moment for moment in (*started, moved, status.restarts.not_before) if moment is not None)
     # The ranks themselves give up at the deadline, and can say where they stand.
     if now - since <= timedelta(seconds=deadline_seconds + OWN_WORDS_SECONDS):
         return None
     silent = f"; no answer from {', '.join(gang.silent)}" if gang.silent else ""
-    return Failure(FailureReason.STALLED, f"no step was finished for {deadline_seconds} s{silent}", now)
+    if gang.runs_whole:
+        return Failure(FailureReason.STALLED, f"no step was finished for {deadline_seconds} s{silent}", now)
+    found = obstacle(gang.pods)
+    why = f" ({found.reason}: {found.message})" if found is not None else silent
+    message = f"only {len(started)} of {gang.num_nodes} pods run after {deadline_seconds} s{why}"
+    return Failure(FailureReason.GANG_INCOMPLETE, message, now)
 
 
 def _started(pod: Manifest) -> datetime | None:

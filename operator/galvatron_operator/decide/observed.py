@@ -150,6 +150,7 @@ class Decision:
         status: absent when there is nothing to say.
         apply: objects that shall exist.
         delete: objects that shall not.
+        force_delete: pods that shall go although no kubelet has ended them.
         search: what to plan.
         requeue_after_seconds: when to look again though nothing changes; None for never.
         events: what changed, for people.
@@ -158,6 +159,7 @@ class Decision:
     status: JobStatus | None = None
     apply: tuple[Manifest, ...] = ()
     delete: tuple[ObjectRef, ...] = ()
+    force_delete: tuple[ObjectRef, ...] = ()
     search: SearchOrder | None = None
     requeue_after_seconds: float | None = None
     events: tuple[Event, ...] = ()

@@ -4,6 +4,7 @@ from functools import lru_cache
 
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, GalvatronJob, ProfileStatus, ProfilingPolicy
+from galvatron_operator.decide.lost import lost_pods, lost_text, to_force
 from galvatron_operator.decide.observed import Decision, Kind
 from galvatron_operator.decide.situation import (
     AT_ONCE_SECONDS,
@@ -107,8 +108,10 @@ def measure(situation: Situation, request: ProfileRequest) -> Decision:
         return ended
     if job is None and situation.seen.pods(names.COMPONENT_PROFILER):
         # The host names of ending pods are still published; new pods of the same names would meet the wrong ones.
-        waiting = situation.say(ConditionType.PROFILE_READY, FALSE, "Profiling", "former profilers are ending")
-        return waiting.decide(delete=outdated, after_seconds=POLL_SECONDS)
+        lost = lost_pods(situation, names.COMPONENT_PROFILER)
+        message = f"former profilers are ending{': ' + lost_text(lost) if lost else ''}"
+        waiting = situation.say(ConditionType.PROFILE_READY, FALSE, "Profiling", message)
+        return waiting.decide(delete=outdated, force_delete=to_force(situation, lost), after_seconds=POLL_SECONDS)
     wanted = (
         profiling.request_config_map(situation.job, request),
         profiling.service(situation.job, request),

@@ -70,14 +70,13 @@ def _again(situation: Situation, problem: str, *, counts: bool) -> Decision:
 
 
 def _restarts(status: JobStatus, now: datetime, *, counts: bool) -> Restarts:
-    before = status.restarts
-    step = status.progress.step if status.progress is not None else 0
+    before, step = status.restarts, status.furthest_step
     without = 0 if step > before.furthest_step else before.without_progress
     return Restarts(
         total=before.total + 1,
         counted_towards_max=before.counted_towards_max + counts,
         without_progress=without + 1,
-        furthest_step=max(step, before.furthest_step),
+        furthest_step=step,
         not_before=now + timedelta(seconds=back_off_seconds(without)),
     )
 

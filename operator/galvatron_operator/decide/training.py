@@ -3,6 +3,7 @@
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, Nodes, training_spec
 from galvatron_operator.decide.gang import Gang, gang_failure, gang_of, progress_status, stale_pods
+from galvatron_operator.decide.lost import lost_pods, lost_text, to_force
 from galvatron_operator.decide.observed import Decision, Kind
 from galvatron_operator.decide.restarting import beginning, react, seconds_to_wait
 from galvatron_operator.decide.situation import (
@@ -34,9 +35,11 @@ def train(situation: Situation, plan: Plan) -> Decision:
     failure = gang_failure(gang, told.status, progress_deadline_seconds=deadline_seconds, now=told.now)
     if failure is not None:
         return react(_say_nodes(told, gang), failure)
-    return _say_gang(told, gang).decide(
+    lost = lost_pods(told, names.COMPONENT_TRAINER)
+    return _say_gang(told, gang, lost).decide(
         apply=missing(told.seen, *_wanted(told, plan)),
         delete=references(stale_pods(told.seen, attempt=attempt)),
+        force_delete=to_force(told, lost),
         after_seconds=min(POLL_SECONDS, seconds_to_wait(told) or POLL_SECONDS),
     )
 
@@ -59,8 +62,9 @@ def _say_attempt(situation: Situation) -> Situation:
     if situation.job.spec.suspend or not situation.status.is_true(ConditionType.SUSPENDED):
         return situation.with_status(attempt=attempt)
     resumed = situation.say(ConditionType.SUSPENDED, FALSE, "Resumed", "from the newest training checkpoint, if any")
-    restarts = situation.status.restarts.model_copy(update={"not_before": situation.now})
-    attempt = attempt if situation.status.attempt == 0 else attempt + 1
+    status = situation.status
+    restarts = status.restarts.model_copy(update={"not_before": situation.now, "furthest_step": status.furthest_step})
+    attempt = attempt if status.attempt == 0 else attempt + 1
     return resumed.with_status(attempt=attempt, restarts=restarts, nodes=Nodes())
 
 
@@ -98,7 +102,7 @@ def _say_progress(situation: Situation, gang: Gang, plan: Plan) -> Situation:
     return told.say(ConditionType.TRAINING, TRUE, "Progressing", progress.activity)
 
 
-def _say_gang(situation: Situation, gang: Gang) -> Situation:
+def _say_gang(situation: Situation, gang: Gang, lost: tuple[Manifest, ...]) -> Situation:
     """Say how the pods are, and what keeps them from training."""
     said = _say_nodes(situation, gang)
     training_ = situation.status.find(ConditionType.TRAINING)
@@ -110,6 +114,8 @@ def _say_gang(situation: Situation, gang: Gang) -> Situation:
     moment = situation.status.restarts.not_before
     if moment is not None and seconds_to_wait(situation):
         return said.say(ConditionType.PODS_READY, FALSE, "BackOff", beginning(situation.status.attempt, moment))
+    if lost:
+        return said.say(ConditionType.PODS_READY, FALSE, "NodeLost", lost_text(lost))
     found = obstacle(gang.pods)
     if found is not None:
         return said.say(ConditionType.PODS_READY, FALSE, found.reason, found.message)
