@@ -251,7 +251,10 @@ def test_a_lost_profiler_ends_the_measurement() -> None:
     assert (spec["completions"], spec["parallelism"], spec["completionMode"]) == (2, 2, "Indexed")
     assert spec["backoffLimit"] == 0
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
-    assert spec["activeDeadlineSeconds"] == 1800
+
+
+def test_kubernetes_does_not_end_profilers_that_wait_with_a_result() -> None:
+    assert "activeDeadlineSeconds" not in profilers(job())["spec"]
 
 
 def test_text_is_mounted_read_only() -> None:

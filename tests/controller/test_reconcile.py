@@ -407,6 +407,26 @@ def test_failed_profilers_fail_the_job_with_their_message() -> None:
     assert "no such device" in failed.message
 
 
+def test_a_measurement_that_ends_while_the_operator_is_away_is_taken_however_late() -> None:
+    operation = begin(profiling={"timeoutSeconds": 60})
+    operation.rounds(1)
+    for _ in range(20):
+        operation.world.step()
+    status = operation.until_finished()
+    assert status.phase == "Complete"
+    assert status.profile is not None
+    assert status.profile.source == "Measured"
+
+
+def test_a_measurement_that_does_not_end_fails_the_job_after_its_time() -> None:
+    operation = begin(lambda _scene: Act(WorkerState.RUNNING), profiling={"timeoutSeconds": 60})
+    operation.rounds(6)
+    assert reason(operation.status, ConditionType.PROFILE_READY) == "Profiling"
+    status = operation.until_finished()
+    assert reason(status, ConditionType.PROFILE_READY) == "ProfilingTimedOut"
+    assert operation.all_of(Kind.POD) == []
+
+
 def test_evicted_profilers_measure_again() -> None:
     first: list[str] = []
 

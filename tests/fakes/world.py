@@ -153,6 +153,15 @@ class World:
             self._make_pod(owner, name, labels=labels, annotations={})
 
     def _run_job(self, owner: Manifest) -> None:
+        status = owner.setdefault("status", {"startTime": _text(self.now)})
+        deadline = owner["spec"].get("activeDeadlineSeconds")
+        started = datetime.fromisoformat(status["startTime"])
+        if deadline is not None and self.now >= started + timedelta(seconds=deadline):
+            status["conditions"] = [{"type": "Failed", "status": "True", "reason": "DeadlineExceeded"}]
+            for pod in self.pods():
+                if pod["metadata"]["ownerReferences"][0]["uid"] == owner["metadata"]["uid"]:
+                    pod["metadata"].setdefault("deletionTimestamp", _text(self.now))
+            return
         for index in range(owner["spec"]["completions"]):
             # The end of a pod's name is random; it only has to differ between two Jobs of one name.
             name = f"{owner['metadata']['name']}-{index}-{owner['metadata']['uid'][:5]}"

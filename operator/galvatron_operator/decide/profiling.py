@@ -18,7 +18,7 @@ from galvatron_operator.decide.situation import (
     record,
     references,
 )
-from galvatron_operator.failures import REACTIONS, Action, Failure, cause, failure_of, obstacle
+from galvatron_operator.failures import REACTIONS, Action, Failure, cause, failure_of, obstacle, parse_time
 from galvatron_operator.manifests import profiling
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.settings import Settings
@@ -31,7 +31,7 @@ from galvatron_planner.plan import Plan
 from galvatron_planner.problem import BatchRange, SearchLimits
 from galvatron_planner.profiles import Profile, ProfileRequest, ProfileSource
 from galvatron_planner.search.request import covering, profile_request
-from galvatron_planner.worker import WorkerStatus
+from galvatron_planner.worker import WorkerState, WorkerStatus
 
 
 def request_of(job: GalvatronJob, settings: Settings, fixed_plan: Plan | None = None) -> ProfileRequest:
@@ -154,16 +154,26 @@ def _ended(situation: Situation, job: Manifest) -> Decision | None:
     conditions = job.get("status", {}).get("conditions", ())
     # The first of the two comes before the Job's other pods have ended.
     failed = next((c for c in conditions if c["type"] in ("FailureTarget", "Failed") and c["status"] == "True"), None)
-    if failed is not None and failed.get("reason") == "DeadlineExceeded":
-        seconds = situation.job.spec.profiling.timeout_seconds
-        message = f"no profile after {seconds} s{_obstacle_text(situation)}; raise spec.profiling.timeoutSeconds"
-        return _give_up(situation, "ProfilingTimedOut", message)
     if (failure := _failure(situation)) is not None:
         return _react(situation, job, failure)
-    if failed is None:
+    if failed is not None:
+        message = f"{failed.get('reason', 'Failed')}: {failed.get('message', '')}; read the log of the profilers"
+        return _give_up(situation, "ProfilingFailed", message)
+    if not _is_overdue(situation, job):
         return None
-    message = f"{failed.get('reason', 'Failed')}: {failed.get('message', '')}; read the log of the profilers"
-    return _give_up(situation, "ProfilingFailed", message)
+    seconds = situation.job.spec.profiling.timeout_seconds
+    message = f"no profile after {seconds} s{_obstacle_text(situation)}; raise spec.profiling.timeoutSeconds"
+    return _give_up(situation, "ProfilingTimedOut", message)
+
+
+def _is_overdue(situation: Situation, job: Manifest) -> bool:
+    """Tell whether the time for measuring is over, and the profiler that has the result is not waiting with it."""
+    reports = (situation.seen.reports.get(p["metadata"]["name"]) for p in situation.seen.pods(names.COMPONENT_PROFILER))
+    if any(r is not None and r.node_rank == 0 and r.state is WorkerState.SUCCEEDED for r in reports):
+        return False
+    started = job.get("status", {}).get("startTime")
+    seconds = situation.job.spec.profiling.timeout_seconds
+    return started is not None and situation.seconds_until(parse_time(started), plus_seconds=seconds) <= 0
 
 
 def _react(situation: Situation, job: Manifest, failure: Failure) -> Decision:

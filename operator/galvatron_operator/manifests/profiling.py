@@ -26,7 +26,8 @@ def service(job: GalvatronJob, request: ProfileRequest) -> Manifest:
 def indexed_job(job: GalvatronJob, request: ProfileRequest, *, image: str) -> Manifest:
     """The pods that measure, one a node, on as many nodes as will train.
 
-    The result is asked of index 0, whose supervisor parks; then the Job is deleted.
+    The result is asked of index 0, whose supervisor parks; then the Job is deleted. It has no deadline of its own: that
+    would go on while nobody asks, and end a pod that waits with the result.
     """
     name = names.profiling_job(job.name, request.digest())
     pod = NodePod(
@@ -49,7 +50,6 @@ def indexed_job(job: GalvatronJob, request: ProfileRequest, *, image: str) -> Ma
             "completionMode": "Indexed",
             # A single new pod cannot join the others, which wait for the old one: a lost pod ends the Job.
             "backoffLimit": 0,
-            "activeDeadlineSeconds": job.spec.profiling.timeout_seconds,
             "template": template,
         },
     }
