@@ -440,6 +440,24 @@ def test_evicted_profilers_measure_again() -> None:
     assert begin(script).until_finished().phase == "Complete"
 
 
+def test_profilers_that_are_evicted_each_time_are_tried_at_ever_longer_intervals() -> None:
+    def script(scene: Scene) -> Act:
+        condition = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}
+        return Act(None, pod_status={"conditions": [condition]}) if scene.age else Act()
+
+    operation, uids = begin(script), set[str]()
+    for _ in range(60):
+        operation.rounds(1)
+        uids |= {job["metadata"]["uid"] for job in operation.all_of(Kind.JOB)}
+    # 600 s: at once, then after 10, 20, 40, 80, 160 and 300 s.
+    assert 5 <= len(uids) <= 7
+    assert operation.status is not None
+    assert not operation.status.is_finished
+    operation.world.script = all_goes_well
+    status = operation.until_finished()
+    assert (status.phase, status.restarts.total, status.restarts.without_progress) == ("Complete", 0, 0)
+
+
 def test_a_plan_that_is_brought_late_is_trained_under() -> None:
     operation = begin(search={"algorithm": "Fixed", "fixedPlanRef": {"name": "mine"}})
     operation.rounds(3)

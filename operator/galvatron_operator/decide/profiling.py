@@ -6,6 +6,7 @@ from galvatron_operator import names
 from galvatron_operator.api import ConditionType, GalvatronJob, ProfileStatus, ProfilingPolicy
 from galvatron_operator.decide.lost import lost_pods, lost_text, to_force
 from galvatron_operator.decide.observed import Decision, Kind
+from galvatron_operator.decide.restarting import back_off, seconds_to_wait
 from galvatron_operator.decide.situation import (
     AT_ONCE_SECONDS,
     FALSE,
@@ -112,6 +113,8 @@ def measure(situation: Situation, request: ProfileRequest) -> Decision:
         message = f"former profilers are ending{': ' + lost_text(lost) if lost else ''}"
         waiting = situation.say(ConditionType.PROFILE_READY, FALSE, "Profiling", message)
         return waiting.decide(delete=outdated, force_delete=to_force(situation, lost), after_seconds=POLL_SECONDS)
+    if job is None and (seconds := seconds_to_wait(situation)):
+        return situation.decide(delete=outdated, after_seconds=min(POLL_SECONDS, seconds))
     wanted = (
         profiling.request_config_map(situation.job, request),
         profiling.service(situation.job, request),
@@ -182,7 +185,9 @@ def _react(situation: Situation, job: Manifest, failure: Failure) -> Decision:
     if reaction.action is not Action.RESTART_UNCOUNTED:
         recorded = situation.with_status(failures=situation.status.with_failure(record(situation, failure)).failures)
         return _give_up(recorded, "ProfilingFailed", f"{problem}; {reaction.advice}")
-    again = situation.say(ConditionType.PROFILE_READY, FALSE, "Profiling", f"measuring again after {problem}")
+    restarts = back_off(situation.status.restarts, furthest_step=0, now=situation.now)
+    message = f"measuring again from {restarts.not_before:%Y-%m-%dT%H:%M:%SZ} on, after {problem}"
+    again = situation.say(ConditionType.PROFILE_READY, FALSE, "Profiling", message).with_status(restarts=restarts)
     return again.decide(delete=references((job,)), after_seconds=POLL_SECONDS)
 
 
@@ -204,7 +209,10 @@ def _say_ready(situation: Situation, profile: Profile, *, measured: bool) -> Sit
     status = ProfileStatus(config_map_name=name, source="Measured" if measured else "Cache", digest=profile.digest())
     reason = "Profiled" if measured else "CacheHit"
     message = f"measured on {profile.device_name}, kept in ConfigMap {name}"
-    return situation.with_status(profile=status).say(ConditionType.PROFILE_READY, TRUE, reason, message)
+    # What was waited for is there: trainers begin with a back-off of their own.
+    restarts = situation.status.restarts.model_copy(update={"without_progress": 0, "not_before": None})
+    ready = situation.with_status(profile=status, restarts=restarts)
+    return ready.say(ConditionType.PROFILE_READY, TRUE, reason, message)
 
 
 def _say_profiling(situation: Situation) -> Situation:

@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from galvatron_operator.api import ConditionType, JobStatus, Nodes, Restarts
+from galvatron_operator.api import ConditionType, Nodes, Restarts
 from galvatron_operator.decide.observed import Decision
 from galvatron_operator.decide.situation import AT_ONCE_SECONDS, FALSE, LONGEST_NOTE, Situation, fail, record
 from galvatron_operator.failures import REACTIONS, Action, Failure
@@ -53,9 +53,20 @@ def beginning(attempt: int, moment: datetime) -> str:
     return f"attempt {attempt} begins at {moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
+def back_off(restarts: Restarts, *, furthest_step: int, now: datetime) -> Restarts:
+    """Set the time before which nothing begins, by how often in a row nothing came of it."""
+    without = 0 if furthest_step > restarts.furthest_step else restarts.without_progress
+    moment = now + timedelta(seconds=back_off_seconds(without))
+    changes = {"without_progress": without + 1, "furthest_step": furthest_step, "not_before": moment}
+    return restarts.model_copy(update=changes)
+
+
 def _again(situation: Situation, problem: str, *, counts: bool) -> Decision:
     status = situation.status
-    attempt, restarts = status.attempt + 1, _restarts(status, situation.now, counts=counts)
+    restarts = back_off(status.restarts, furthest_step=status.furthest_step, now=situation.now)
+    total, counted = restarts.total + 1, restarts.counted_towards_max + counts
+    restarts = restarts.model_copy(update={"total": total, "counted_towards_max": counted})
+    attempt = status.attempt + 1
     begun = situation.with_status(attempt=attempt, restarts=restarts, nodes=Nodes(desired=status.nodes.desired))
     moment = restarts.not_before
     if moment is None or moment <= situation.now:
@@ -66,18 +77,6 @@ def _again(situation: Situation, problem: str, *, counts: bool) -> Decision:
         begun.say(ConditionType.TRAINING, FALSE, "Restarting", f"{when}, after {problem}")
         .say(ConditionType.PODS_READY, FALSE, reason, when)
         .decide(after_seconds=AT_ONCE_SECONDS)
-    )
-
-
-def _restarts(status: JobStatus, now: datetime, *, counts: bool) -> Restarts:
-    before, step = status.restarts, status.furthest_step
-    without = 0 if step > before.furthest_step else before.without_progress
-    return Restarts(
-        total=before.total + 1,
-        counted_towards_max=before.counted_towards_max + counts,
-        without_progress=without + 1,
-        furthest_step=step,
-        not_before=now + timedelta(seconds=back_off_seconds(without)),
     )
 
 
