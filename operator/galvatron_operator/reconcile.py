@@ -174,12 +174,14 @@ async def carry_out(
     """Do what was decided, in an order in which every beginning of it is a state to go on from."""
     if decision.status is not None:
         await _write_status(ports.cluster, body, decision)
-    existing = {reference(child) for child in seen.children}
-    known = {(ref.kind, ref.name) for ref in existing}
+    existing = {(ref.kind, ref.name): ref for ref in map(reference, seen.children)}
     for manifest in decision.apply:
-        if (Kind(manifest["kind"]), manifest["metadata"]["name"]) not in known:
+        found = existing.get((Kind(manifest["kind"]), manifest["metadata"]["name"]))
+        if found is not None:
+            await _change(manifest, found, ports.cluster)
+        else:
             await _check_name_is_free(manifest, body, ports.cluster)
-        await ports.cluster.apply(manifest)
+            await ports.cluster.apply(manifest)
     for ref in decision.delete:
         await ports.cluster.delete(ref)
     for ref in decision.force_delete:
@@ -234,6 +236,24 @@ async def _write_status(cluster: Cluster, body: Manifest, decision: Decision) ->
             "status": decision.status.dump(),
         }
     )
+
+
+async def _change(manifest: Manifest, found: ObjectRef, cluster: Cluster) -> None:
+    """Change an object of ours, or take it away where it cannot become what is wanted: the next round makes it anew.
+
+    Operators of different versions may differ in fields that the API server does not let change. An object that is
+    wrong in itself is refused when it is made, so this never hides one.
+
+    Raises:
+        Conflict: when the object has been taken away.
+    """
+    try:
+        await cluster.apply(manifest)
+    except Refused as error:
+        log.warning("an object cannot be changed and is made anew", extra={"object": str(found), "error": str(error)})
+        await cluster.delete(found)
+        remedy = "look again when it is gone"
+        raise Conflict(f"{found.kind} {found.namespace}/{found.name} is made anew: {error}", remedy=remedy) from error
 
 
 async def _check_name_is_free(manifest: Manifest, body: Manifest, cluster: Cluster) -> None:

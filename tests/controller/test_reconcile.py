@@ -495,6 +495,53 @@ def test_an_object_of_somebody_else_is_not_taken_over() -> None:
     assert service["spec"] == foreign["spec"]
 
 
+def test_what_a_later_operator_writes_otherwise_does_not_touch_a_running_attempt() -> None:
+    operation = begin()
+    operation.until(ConditionType.TRAINING)
+    key = (Kind.STATEFUL_SET, KEY.namespace, KEY.name)
+    former = operation.world.cluster.objects[key]
+    # As an earlier operator has written it.
+    former["spec"]["serviceName"] = "earlier"
+    former["spec"]["template"]["spec"]["enableServiceLinks"] = True
+    operation.round()
+    found = operation.world.cluster.objects[key]
+    assert found["spec"]["template"]["spec"]["enableServiceLinks"]
+    status = operation.until_finished()
+    assert (status.phase, status.attempt) == ("Complete", 1)
+
+
+def test_a_field_that_cannot_change_makes_the_next_attempt_under_a_new_object() -> None:
+    operation = begin(fails_with(ExitClass.PREEMPTED, on_attempts=range(1, 2)))
+    operation.until(ConditionType.TRAINING)
+    former = operation.world.cluster.objects[Kind.STATEFUL_SET, KEY.namespace, KEY.name]
+    former["spec"]["podManagementPolicy"] = "OrderedReady"
+    status = operation.until_finished()
+    assert (status.phase, status.attempt) == ("Complete", 2)
+    assert [failure.reason for failure in status.failures] == ["Preempted"]
+
+
+def test_an_unchangeable_service_of_a_running_job_is_made_anew() -> None:
+    operation = begin()
+    operation.until(ConditionType.TRAINING)
+    former = operation.world.cluster.objects[Kind.SERVICE, KEY.namespace, KEY.name]
+    former["spec"]["clusterIP"] = "10.1.1.1"
+    operation.round()
+    operation.round()
+    made = operation.world.cluster.objects[Kind.SERVICE, KEY.namespace, KEY.name]
+    assert (made["spec"]["clusterIP"], made["metadata"]["uid"] != former["metadata"]["uid"]) == ("None", True)
+    assert operation.until_finished().phase == "Complete"
+
+
+def test_the_number_of_trainers_is_put_right_when_somebody_changes_it() -> None:
+    operation = begin()
+    operation.until(ConditionType.TRAINING)
+    trainers = operation.world.cluster.objects[Kind.STATEFUL_SET, KEY.namespace, KEY.name]
+    trainers["spec"]["replicas"] = 3
+    operation.round()
+    trainers = operation.world.cluster.objects[Kind.STATEFUL_SET, KEY.namespace, KEY.name]
+    assert trainers["spec"]["replicas"] == 2
+
+
 def test_every_change_of_state_is_one_event() -> None:
     operation = begin()
     operation.until_finished()

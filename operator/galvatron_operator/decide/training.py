@@ -76,18 +76,27 @@ def _wanted(situation: Situation, plan: Plan) -> tuple[Manifest, ...]:
         data_root=names.DATA_DIRECTORY,
         weights_root=names.WEIGHTS_DIRECTORY,
     )
-    return (
-        training.training_config_map(job, document),
-        training.service(job),
-        training.stateful_set(
-            job,
-            plan,
-            document,
-            attempt=situation.status.attempt,
-            image=situation.image,
-            # During a back-off others can use the devices.
-            replicas=0 if seconds_to_wait(situation) else plan.cluster.num_nodes,
-        ),
+    trainers = training.stateful_set(
+        job,
+        plan,
+        document,
+        attempt=situation.status.attempt,
+        image=situation.image,
+        # During a back-off others can use the devices.
+        replicas=0 if seconds_to_wait(situation) else plan.cluster.num_nodes,
+    )
+    around = (training.training_config_map(job, document), training.service(job))
+    return around if _is_under_way(situation, trainers) else (*around, trainers)
+
+
+def _is_under_way(situation: Situation, wanted: Manifest) -> bool:
+    """Tell whether the trainers are those of this attempt already, however another version would write them.
+
+    What changes within an attempt would only be seen in a pod that is made anew, and that pod fit the others no more.
+    """
+    return any(
+        attempt_of(existing) == attempt_of(wanted) and existing["spec"].get("replicas") == wanted["spec"]["replicas"]
+        for existing in situation.seen.of_kind(Kind.STATEFUL_SET)
     )
 
 
