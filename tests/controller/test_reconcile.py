@@ -1,5 +1,6 @@
 """Whole lives of jobs against an in-memory cluster: what happens, whatever happens to the operator meanwhile."""
 
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as generate
 
 import builders
-from fakes.operation import KEY, Operation, body, reason
+from fakes.operation import KEY, SETTINGS, Operation, body, reason
 from fakes.world import Act, InstantSearches, Scene, Script, World, all_goes_well
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, JobStatus, parse
@@ -540,6 +541,29 @@ def test_the_number_of_trainers_is_put_right_when_somebody_changes_it() -> None:
     operation.round()
     trainers = operation.world.cluster.objects[Kind.STATEFUL_SET, KEY.namespace, KEY.name]
     assert trainers["spec"]["replicas"] == 2
+
+
+def test_a_job_keeps_the_image_it_began_with_when_the_default_changes() -> None:
+    operation = begin(fails_with(ExitClass.PREEMPTED, on_attempts=range(1, 2)))
+    operation.until(ConditionType.TRAINING)
+    operation.settings = replace(SETTINGS, runtime_image="localhost/galvatron-runtime:next")
+    images = set()
+    while operation.status is not None and not operation.status.is_finished:
+        operation.rounds(1)
+        images |= {pod["spec"]["containers"][0]["image"] for pod in operation.world.pods()}
+    assert operation.status is not None
+    assert (operation.status.phase, operation.status.attempt) == ("Complete", 2)
+    assert images == {SETTINGS.runtime_image} == {operation.status.image}
+
+
+def test_the_image_of_running_trainers_is_known_without_the_status() -> None:
+    operation = begin()
+    operation.until(ConditionType.TRAINING)
+    operation.job["status"].pop("image")
+    operation.settings = replace(SETTINGS, runtime_image="localhost/galvatron-runtime:next")
+    operation.round()
+    assert operation.status is not None
+    assert operation.status.image == SETTINGS.runtime_image
 
 
 def test_every_change_of_state_is_one_event() -> None:

@@ -85,6 +85,7 @@ class Operation:
 
     world: World
     searches: Searches = field(default_factory=InstantSearches)
+    settings: Settings = SETTINGS
 
     def create(self, job: Manifest) -> None:
         """Create the job, as its user."""
@@ -101,7 +102,7 @@ class Operation:
         cluster: Any = self.world.cluster if writes is None else StoppingCluster(self.world.cluster, writes)
         ports = Ports(cluster, self.world, self.searches)
         try:
-            asyncio.run(reconcile(KEY, ports, settings=SETTINGS, now=self.world.now))
+            asyncio.run(reconcile(KEY, ports, settings=self.settings, now=self.world.now))
         except Stopped:
             self.searches.forget(KEY)
         except ClusterError:

@@ -190,6 +190,7 @@ class JobStatus(StatusValue):
     restarts: Restarts = Restarts()
     profile: ProfileStatus | None = None
     plan: PlanStatus | None = None
+    image: str | None = None
     progress: ProgressStatus | None = None
     nodes: Nodes = Nodes()
     failures: tuple[FailureRecord, ...] = ()

@@ -50,7 +50,7 @@ class Situation:
 
     @property
     def image(self) -> str:
-        """Image of the job's pods."""
+        """Image of pods that begin now."""
         return self.job.spec.runtime.image or self.settings.runtime_image
 
     def seconds_until(self, moment: datetime | None, *, plus_seconds: float = 0.0) -> float:

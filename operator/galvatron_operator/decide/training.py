@@ -25,7 +25,7 @@ from galvatron_planner.worker import WorkerState
 
 def train(situation: Situation, plan: Plan) -> Decision:
     """Bring the job's current attempt forward, end the job, or begin another attempt."""
-    begun = _say_attempt(situation)
+    begun = _say_attempt(situation).with_status(image=_image(situation))
     attempt = begun.status.attempt
     gang = gang_of(begun.seen, attempt=attempt, num_nodes=plan.cluster.num_nodes)
     told = _say_progress(begun, gang, plan)
@@ -68,6 +68,15 @@ def _say_attempt(situation: Situation) -> Situation:
     return resumed.with_status(attempt=attempt, restarts=restarts, nodes=Nodes())
 
 
+def _image(situation: Situation) -> str:
+    """Give the image that the first trainers had: another one may write and read other training checkpoints."""
+    if situation.status.image is not None:
+        return situation.status.image
+    existing = situation.seen.of_kind(Kind.STATEFUL_SET)
+    images = (owner["spec"]["template"]["spec"]["containers"][0]["image"] for owner in existing)
+    return next(images, situation.image)
+
+
 def _wanted(situation: Situation, plan: Plan) -> tuple[Manifest, ...]:
     job = situation.job
     document = training_spec(
@@ -81,7 +90,7 @@ def _wanted(situation: Situation, plan: Plan) -> tuple[Manifest, ...]:
         plan,
         document,
         attempt=situation.status.attempt,
-        image=situation.image,
+        image=_image(situation),
         # During a back-off others can use the devices.
         replicas=0 if seconds_to_wait(situation) else plan.cluster.num_nodes,
     )
