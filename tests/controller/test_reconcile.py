@@ -380,6 +380,54 @@ def test_a_job_is_ended_at_its_deadline() -> None:
     assert reason(operation.until_finished(), ConditionType.FAILED) == "DeadlineExceeded"
 
 
+def never_starts(scene: Scene) -> Act:
+    if scene.component != names.COMPONENT_TRAINER:
+        return all_goes_well(scene)
+    waiting = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
+    return Act(None, pod_status={"conditions": [], "containerStatuses": [waiting]})
+
+
+def test_a_job_that_does_not_begin_to_train_in_time_fails_with_what_keeps_it() -> None:
+    operation = begin(never_starts, lifecycle={"startDeadlineSeconds": 150})
+    operation.rounds(14)
+    assert reason(operation.status, ConditionType.PODS_READY) == "ImagePullError"
+    status = operation.until_finished()
+    assert reason(status, ConditionType.FAILED) == "StartDeadlineExceeded"
+    failed = status.find(ConditionType.FAILED)
+    assert failed is not None
+    assert "150 s" in failed.message
+    assert "ImagePullError: small-0: ImagePullBackOff: no such image" in failed.message
+    assert operation.all_of(Kind.POD) == []
+
+
+def test_measuring_is_part_of_the_time_to_begin() -> None:
+    operation = begin(lambda _scene: Act(WorkerState.RUNNING), lifecycle={"startDeadlineSeconds": 60})
+    status = operation.until_finished()
+    assert reason(status, ConditionType.FAILED) == "StartDeadlineExceeded"
+
+
+def test_a_job_that_has_trained_once_has_begun_in_time() -> None:
+    operation = begin(fails_with(ExitClass.PREEMPTED, on_attempts=range(1, 5)), lifecycle={"startDeadlineSeconds": 100})
+    while operation.all_of(Kind.STATEFUL_SET) == []:
+        operation.rounds(1)
+    # It begins to train while nobody looks.
+    for _ in range(6):
+        operation.world.step()
+    assert operation.until_finished().phase == "Complete"
+
+
+def test_the_time_to_begin_may_be_set_while_a_job_waits_and_counts_from_a_resumption() -> None:
+    operation = begin(never_starts)
+    operation.rounds(30)
+    operation.edit(suspend=True)
+    operation.rounds(3)
+    operation.edit(suspend=False, lifecycle={"startDeadlineSeconds": 100})
+    operation.rounds(5)
+    assert operation.status is not None
+    assert not operation.status.is_finished
+    assert reason(operation.until_finished(), ConditionType.FAILED) == "StartDeadlineExceeded"
+
+
 def test_pods_are_kept_for_their_logs_as_long_as_asked() -> None:
     operation = begin(lifecycle={"podRetentionSeconds": 50})
     operation.until(ConditionType.COMPLETE)

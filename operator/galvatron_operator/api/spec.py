@@ -342,6 +342,7 @@ class Lifecycle(SpecValue):
     ttl_seconds_after_finished: int | None = Field(default=None, ge=0, le=31_536_000)
     pod_retention_seconds: int = Field(default=0, ge=0, le=86_400)
     termination_grace_period_seconds: int = Field(default=60, ge=30, le=3600)
+    start_deadline_seconds: Seconds | None = None
 
 
 class Observability(SpecValue):

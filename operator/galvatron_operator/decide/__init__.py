@@ -19,7 +19,7 @@ from typing import Any
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, Execution, JobStatus, ProfilingPolicy, parse, parse_status
 from galvatron_operator.decide.announcing import announce, phase_of
-from galvatron_operator.decide.finishing import after_the_end, check_deadline, refuse, suspend
+from galvatron_operator.decide.finishing import after_the_end, check_deadline, check_start, refuse, suspend
 from galvatron_operator.decide.observed import (
     OWNED_KINDS,
     Decision,
@@ -39,6 +39,7 @@ from galvatron_operator.decide.training import has_finished_training, train
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.settings import Settings
 from galvatron_planner.errors import GalvatronError, InvalidDocument, InvalidInput
+from galvatron_planner.plan import Plan
 
 __all__ = [
     "OWNED_KINDS",
@@ -155,9 +156,14 @@ def _decide(situation: Situation) -> Decision:
     if situation.job.spec.suspend and not (plan is not None and has_finished_training(situation, plan)):
         return suspend(situation)
     started = situation.with_status(start_time=situation.status.start_time or situation.now)
+    return check_start(situation, _advance(started, plan))
+
+
+def _advance(situation: Situation, plan: Plan | None) -> Decision:
+    """Take the step that is next."""
     if plan is None:
-        return _plan(_resume(started))
-    ready = say_plan_ready(started, plan)
+        return _plan(_resume(situation))
+    ready = say_plan_ready(situation, plan)
     if situation.job.spec.execution is Execution.PLAN:
         return complete(_resume(ready), "PlanOnly", plan.summary)
     return train(ready, plan)

@@ -1,10 +1,11 @@
 """The ends of a job: what a finished one releases, what a suspended one keeps, when a deadline strikes."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from galvatron_operator.api import ConditionType, JobStatus
+from galvatron_operator.api import ConditionType, Execution, JobStatus
 from galvatron_operator.decide.observed import Decision, Kind, Observed
 from galvatron_operator.decide.situation import (
     FALSE,
@@ -64,6 +65,32 @@ def check_deadline(situation: Situation) -> Decision | None:
         "DeadlineExceeded",
         f"the job has been active for {seconds} s; raise spec.lifecycle.activeDeadlineSeconds, or ask for less",
     )
+
+
+def check_start(situation: Situation, decision: Decision) -> Decision:
+    """Fail a job that has not trained in time, unless ``decision`` has just found that it does."""
+    seconds, status = situation.job.spec.lifecycle.start_deadline_seconds, decision.status
+    if seconds is None or status is None or status.is_finished or status.furthest_step > 0:
+        return decision
+    if situation.job.spec.execution is Execution.PLAN:
+        return decision
+    if situation.seconds_until(status.start_time, plus_seconds=seconds) > 0:
+        return decision
+    return fail(
+        replace(situation, status=status),
+        "StartDeadlineExceeded",
+        f"no step was finished within {seconds} s{_hindrance(status)}; remove what keeps the job from training,"
+        " or raise spec.lifecycle.startDeadlineSeconds",
+    )
+
+
+def _hindrance(status: JobStatus) -> str:
+    """Say what a job waits for: a failure that it has restarted from, or the first condition that does not hold."""
+    training = status.find(ConditionType.TRAINING)
+    types = (ConditionType.PROFILE_READY, ConditionType.PLAN_READY, ConditionType.PODS_READY, ConditionType.TRAINING)
+    waiting = [c for type_ in types if (c := status.find(type_)) is not None and c.status is not TRUE]
+    first = training if training is not None and training.reason == "Restarting" else next(iter(waiting), None)
+    return f" ({first.reason}: {first.message})" if first is not None else ""
 
 
 def refuse(
