@@ -19,6 +19,7 @@ from galvatron_operator.decide import (
     profile_to_look_up,
 )
 from galvatron_operator.decide.profiling import request_of
+from galvatron_operator.decide.restarting import back_off_seconds
 from galvatron_operator.manifests import profiling, training
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_planner.profiles import ProfileSource
@@ -255,6 +256,24 @@ def test_pods_of_another_attempt_are_deleted_by_their_uid() -> None:
     decision = look(job(second), children=(kept_plan(job()), *first.apply, pod(1, 0), pod(2, 1)))
     assert [(ref.kind, ref.uid) for ref in decision.delete] == [(Kind.POD, "p-1-0")]
     assert kinds(decision) == ["StatefulSet"]
+
+
+def test_the_back_off_doubles_up_to_five_minutes_and_never_overflows() -> None:
+    assert [back_off_seconds(number) for number in range(8)] == [0, 10, 20, 40, 80, 160, 300, 300]
+    assert back_off_seconds(10**6) == 300
+
+
+def test_a_pod_is_lost_only_when_its_grace_period_has_long_been_over() -> None:
+    first = look(job(), children=(kept_plan(job()),))
+    assert first.status is not None
+    ending = pod(1, 0)
+    # Kubernetes writes the end of the grace period here: 60 s after somebody asked.
+    ending["metadata"]["deletionTimestamp"] = "2026-01-01T00:01:00Z"
+    forced = job(first.status.model_copy(update={"attempt": 2}), failurePolicy={"forceDeleteLostPods": "AfterTimeout"})
+    for seconds, expected in ((179, []), (180, ["p-1-0"])):
+        decision = look(forced, children=(kept_plan(job()), ending), now=NOW + timedelta(seconds=seconds))
+        assert [ref.uid for ref in decision.force_delete] == expected
+        assert decision.delete == ()
 
 
 def test_a_job_that_is_being_deleted_is_left_to_the_garbage_collector() -> None:

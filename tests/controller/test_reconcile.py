@@ -682,3 +682,28 @@ def test_an_operator_that_is_stopped_in_every_round_goes_on_where_it_was(writes:
         operation.world.step()
     status = operation.until_finished()
     assert (status.phase, status.attempt) == ("Complete", 3)
+
+
+@pytest.mark.parametrize("writes", range(6))
+def test_an_operator_that_is_stopped_in_every_round_brings_a_gang_back_from_a_lost_node(writes: int) -> None:
+    operation = begin(failurePolicy={"forceDeleteLostPods": "AfterTimeout", "nodeLostTimeoutSeconds": 30})
+    operation.until(ConditionType.TRAINING)
+    operation.world.lose_node_of("small-1")
+    for _ in range(10):
+        operation.round(writes=writes)
+        operation.world.step()
+    status = operation.until_finished()
+    assert (status.phase, status.attempt) == ("Complete", 2)
+    assert [failure.reason for failure in status.failures] == ["NodeLost"]
+
+
+@pytest.mark.parametrize("writes", range(6))
+def test_an_operator_that_is_stopped_in_every_round_makes_unchangeable_trainers_anew(writes: int) -> None:
+    operation = begin(fails_with(ExitClass.PREEMPTED, on_attempts=range(1, 2)))
+    operation.until(ConditionType.TRAINING)
+    operation.world.cluster.objects[Kind.STATEFUL_SET, KEY.namespace, KEY.name]["spec"]["serviceName"] = "earlier"
+    for _ in range(10):
+        operation.round(writes=writes)
+        operation.world.step()
+    status = operation.until_finished()
+    assert (status.phase, status.attempt) == ("Complete", 2)
