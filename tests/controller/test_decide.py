@@ -263,6 +263,21 @@ def test_the_back_off_doubles_up_to_five_minutes_and_never_overflows() -> None:
     assert back_off_seconds(10**6) == 300
 
 
+def test_profilers_that_are_seen_once_more_after_they_were_given_up_do_not_wait_for_longer() -> None:
+    first = look(job())
+    evicted = pod(0, 0)
+    evicted["metadata"]["labels"][names.LABEL_COMPONENT] = names.COMPONENT_PROFILER
+    evicted["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}]
+    children = (*first.apply, evicted)
+    second = look(job(first.status), children=children)
+    assert second.status is not None
+    third = look(job(second.status), children=children)
+    fourth = look(job(third.status), children=children)
+    # The first restart comes at once, so nothing tells a second look from a second failure; the next one is told.
+    restarts = [decision.status.restarts for decision in (third, fourth) if decision.status is not None]
+    assert [known.without_progress for known in restarts] == [2]
+
+
 def test_a_pod_is_lost_only_when_its_grace_period_has_long_been_over() -> None:
     first = look(job(), children=(kept_plan(job()),))
     assert first.status is not None

@@ -185,8 +185,10 @@ def _react(situation: Situation, job: Manifest, failure: Failure) -> Decision:
     if reaction.action is not Action.RESTART_UNCOUNTED:
         recorded = situation.with_status(failures=situation.status.with_failure(record(situation, failure)).failures)
         return _give_up(recorded, "ProfilingFailed", f"{problem}; {reaction.advice}")
-    former = situation.status.restarts
-    restarts = back_off(former, furthest_step=former.furthest_step, now=situation.now)
+    restarts = situation.status.restarts
+    if not seconds_to_wait(situation):
+        # Otherwise these profilers are seen once more while they end.
+        restarts = back_off(restarts, furthest_step=restarts.furthest_step, now=situation.now)
     message = f"measuring again from {restarts.not_before:%Y-%m-%dT%H:%M:%SZ} on, after {problem}"
     again = situation.say(ConditionType.PROFILE_READY, FALSE, "Profiling", message).with_status(restarts=restarts)
     return again.decide(delete=references((job,)), after_seconds=POLL_SECONDS)
