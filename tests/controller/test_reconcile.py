@@ -289,6 +289,26 @@ def test_a_replaced_trainer_is_noticed_although_nobody_saw_it_go() -> None:
     assert [(failure.reason, failure.pod) for failure in operation.status.failures] == [("PodLost", "small-1")]
 
 
+@pytest.mark.parametrize("num_steps", [0, 1], ids=["gone", "replaced"])
+def test_a_lost_trainer_is_the_cause_of_what_its_peers_complain_of(num_steps: int) -> None:
+    operation = begin()
+    operation.until(ConditionType.TRAINING)
+    operation.world.cluster.remove((Kind.POD, KEY.namespace, "small-1"))
+
+    def complains(scene: Scene) -> Act:
+        if scene.attempt != 1 or scene.node_rank != 0:
+            return all_goes_well(scene)
+        failure = WorkerFailure(reason=ExitClass.COMMUNICATION, message="closed by peer", exit_code=1, time=1.0)
+        return Act(WorkerState.FAILED, step=25, failure=failure)
+
+    operation.world.script = complains
+    for _ in range(num_steps):
+        operation.world.step()
+    operation.round()
+    assert operation.status is not None
+    assert [failure.reason for failure in operation.status.failures] == ["PodLost"]
+
+
 def test_a_pod_that_is_replaced_before_all_have_run_can_still_join() -> None:
     def waits(scene: Scene) -> Act:
         if scene.component != names.COMPONENT_TRAINER or scene.node_rank != 0 or scene.age > 3:

@@ -94,9 +94,10 @@ def gang_failure(gang: Gang, status: JobStatus, *, progress_deadline_seconds: in
         for pod in gang.pods
         if (failure := failure_of(pod, gang.reports.get(pod["metadata"]["name"]), now=now)) is not None
     ]
-    if found:
-        return cause(found, now=now)
-    return _lost_member(gang, status, now) or _stalled(gang, status, progress_deadline_seconds, now)
+    if (lost := _lost_member(gang, status, now)) is not None:
+        # With the others: its peers lose their connections to it, which is not what has happened.
+        found.append(lost)
+    return cause(found, now=now) if found else _stalled(gang, status, progress_deadline_seconds, now)
 
 
 def progress_status(progress: Progress, plan: Plan, *, before: ProgressStatus | None, now: datetime) -> ProgressStatus:
