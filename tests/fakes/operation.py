@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fakes.world import InstantSearches, World
+from fakes.world import InstantSearches, Script, World, all_goes_well
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, JobStatus, parse_status
 from galvatron_operator.decide import Kind, ObjectRef
@@ -152,3 +152,10 @@ def reason(status: JobStatus | None, type_: ConditionType) -> str:
     condition = status.find(type_)
     assert condition is not None
     return condition.reason
+
+
+def begin(script: Script = all_goes_well, **spec: object) -> Operation:
+    """Create a job with changes to its specification, in a world of its own."""
+    operation = Operation(World(script))
+    operation.create(body(**spec))
+    return operation

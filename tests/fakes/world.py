@@ -18,7 +18,7 @@ from galvatron_operator.decide import Kind, SearchOrder, SearchOutcome, SearchPr
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.reconcile import JobKey
 from galvatron_planner.profiles import ProfileRequest
-from galvatron_planner.worker import Progress, WorkerFailure, WorkerState, WorkerStatus
+from galvatron_planner.worker import ExitClass, Progress, WorkerFailure, WorkerState, WorkerStatus
 
 STEP_SECONDS = 10
 
@@ -58,6 +58,21 @@ def all_goes_well(scene: Scene) -> Act:
     if scene.component == names.COMPONENT_PROFILER:
         return Act(WorkerState.SUCCEEDED if scene.age >= 2 else WorkerState.RUNNING)
     return Act(WorkerState.SUCCEEDED if scene.age >= 4 else WorkerState.RUNNING, step=25 * min(scene.age, 4))
+
+
+def fails_with(reason_: ExitClass, *, on_attempts: range = range(1, 1000)) -> Script:
+    """Node 1 fails in its second step, node 0 loses the connection."""
+
+    def script(scene: Scene) -> Act:
+        if scene.component != names.COMPONENT_TRAINER or scene.attempt not in on_attempts or scene.age < 2:
+            return all_goes_well(scene)
+        own = reason_ if scene.node_rank == 1 else ExitClass.COMMUNICATION
+        failure = WorkerFailure(
+            reason=own, message="it broke", rank=2, exit_code=1, time=1.0 + 5 * (1 - scene.node_rank)
+        )
+        return Act(WorkerState.FAILED, step=25, failure=failure)
+
+    return script
 
 
 @dataclass(slots=True)
