@@ -1,7 +1,7 @@
 """Searches for plans in processes of their own: a search takes a core for seconds to minutes, and may have to be ended.
 
-Nothing is kept beyond the process: an operator that starts again searches again, and a search is a pure function of
-its problem.
+A search is a pure function of its problem: jobs that ask the same share an answer, and an operator that starts again
+searches again.
 """
 
 import asyncio
@@ -22,6 +22,11 @@ from galvatron_planner.search.fixed import price_fixed
 from galvatron_planner.search.optimizer import search
 
 log = logging.getLogger(__name__)
+
+KEPT_ANSWERS = 64
+"""Searches whose answers are kept for other jobs that ask the same: some 100 KiB each."""
+_FINAL = frozenset({None, SearchProblem.NO_FEASIBLE_PLAN, SearchProblem.INVALID_PLAN})
+"""What a search would say again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ class SearchProcesses:
         self._when_done = when_done
         self._slots = asyncio.Semaphore(num_processes)
         self._searches: dict[JobKey, _Search] = {}
+        self._answers: dict[Digest, SearchOutcome] = {}
 
     def start(self, key: JobKey, order: SearchOrder) -> None:
         """Search for a job, unless this very search is going on or has ended; the job's former search is dropped."""
@@ -65,7 +71,7 @@ class SearchProcesses:
         if known is not None and known.digest == digest:
             return
         self.forget(key)
-        task = asyncio.create_task(self._run(key, digest, order))
+        task = asyncio.create_task(self._run(key, order))
         self._searches[key] = _Search(digest, task)
 
     def outcome(self, key: JobKey) -> SearchOutcome | None:
@@ -86,30 +92,43 @@ class SearchProcesses:
             self.forget(key)
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, key: JobKey, digest: Digest, order: SearchOrder) -> None:
-        loop = asyncio.get_running_loop()
+    async def _run(self, key: JobKey, order: SearchOrder) -> None:
         try:
+            # Another job may have got the answer while this one waited for its turn.
             async with self._slots:
-                started = loop.time()
-                answer = await _search_in_process(order)
-                seconds = loop.time() - started
+                outcome = self._answers.get(order.digest) or await _outcome(order)
         except OSError as error:
             # Ordered again in the job's next round.
             log.warning("a search cannot start", extra={"job": str(key), "error": str(error)})
             del self._searches[key]
             return
-        outcome = SearchOutcome(
-            digest=digest,
-            seconds=seconds,
-            algorithm=order.problem.limits.algorithm,
-            plan=Plan.from_json(answer.plan) if answer.plan else None,
-            report=answer.report,
-            problem=answer.problem,
-            message=answer.message,
-        )
+        self._keep(outcome)
         self._searches[key].outcome = outcome
-        log.info("search ended", extra={"job": str(key), "seconds": round(seconds, 3), "problem": outcome.problem})
+        log.info(
+            "search ended", extra={"job": str(key), "seconds": round(outcome.seconds, 3), "problem": outcome.problem}
+        )
         self._when_done(key, outcome)
+
+    def _keep(self, outcome: SearchOutcome) -> None:
+        if outcome.problem in _FINAL:
+            self._answers[outcome.digest] = outcome
+        if len(self._answers) > KEPT_ANSWERS:
+            del self._answers[next(iter(self._answers))]
+
+
+async def _outcome(order: SearchOrder) -> SearchOutcome:
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    answer = await _search_in_process(order)
+    return SearchOutcome(
+        digest=order.digest,
+        seconds=loop.time() - started,
+        algorithm=order.problem.limits.algorithm,
+        plan=Plan.from_json(answer.plan) if answer.plan else None,
+        report=answer.report,
+        problem=answer.problem,
+        message=answer.message,
+    )
 
 
 async def _search_in_process(order: SearchOrder) -> _Answer:

@@ -76,3 +76,20 @@ def test_a_job_that_is_forgotten_has_no_search() -> None:
         assert told == []
 
     asyncio.run(scenario())
+
+
+def test_jobs_that_ask_the_same_share_one_search() -> None:
+    async def scenario() -> None:
+        told: asyncio.Queue[JobKey] = asyncio.Queue()
+        searches = SearchProcesses(when_done=lambda key, _: told.put_nowait(key))
+        keys = [JobKey("team", f"job-{number}") for number in range(3)]
+        for key in keys:
+            searches.start(key, SearchOrder(problem(), timeout_seconds=DEADLINE_SECONDS))
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            assert {await told.get() for _ in keys} == set(keys)
+        first, *others = (searches.outcome(key) for key in keys)
+        assert first is not None
+        assert all(other is first for other in others)
+        await searches.stop()
+
+    asyncio.run(scenario())
