@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from galvatron_operator import names
 from galvatron_operator.api import GalvatronJob, JobStatus, Spec, parse
-from galvatron_operator.api.checks import RESERVED_ENVIRONMENT
+from galvatron_operator.api.overlay import RESERVED_ENVIRONMENT
 from galvatron_operator.api.status import ConditionType
 from galvatron_planner.presets import PRESETS
 
@@ -64,7 +64,10 @@ def described_by(model: type[BaseModel], path: str) -> dict[str, Schema]:
     return dict(fields(resolved(whole), path))
 
 
-SPEC = described_by(Spec, "spec")
+TEMPLATE = "spec.runtime.template"
+"""Its fields are those of pods: the types name what is allowed, the schema lets the operator say what is not."""
+
+SPEC = {path: ours for path, ours in described_by(Spec, "spec").items() if not path.startswith(f"{TEMPLATE}.")}
 CRD_SPEC = dict(fields(OBJECT["properties"]["spec"], "spec"))
 STATUS = described_by(JobStatus, "status")
 CRD_STATUS = dict(fields(OBJECT["properties"]["status"], "status"))
@@ -204,7 +207,7 @@ def undeclared(value: Any, schema: Schema, path: str = "spec") -> list[str]:
     """List the fields that the API server would not know."""
     if isinstance(value, list):
         return [found for item in value for found in undeclared(item, schema["items"], f"{path}[]")]
-    if not isinstance(value, dict) or "additionalProperties" in schema:
+    if not isinstance(value, dict) or {"additionalProperties", "x-kubernetes-preserve-unknown-fields"} & schema.keys():
         return []
     unknown = [f"{path}.{name}" for name in value if name not in schema["properties"]]
     known = (name for name in value if name in schema["properties"])

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
+from galvatron_operator.api import overlay
 from galvatron_operator.api.models import IMAGE_FAMILIES, model_of
+from galvatron_operator.api.overlay import RESERVED_ENVIRONMENT
 from galvatron_operator.api.spec import Dataset, DatasetSource, ModelFields, ProfilingPolicy, Spec
 from galvatron_operator.names import MAX_JOB_NAME
 from galvatron_planner import catalogue
@@ -25,9 +27,6 @@ BYTE_VOCABULARY = 256
 """Text is read as bytes, so a model of text needs this many tokens."""
 MAX_BATCH_SIZES = 64
 """Sizes in a range of batch sizes: each one is a search of its own."""
-
-RESERVED_ENVIRONMENT = re.compile(r"^((PET|MASTER|GALVATRON|TORCHELASTIC)_.*|((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE))$")
-"""Variables that torchrun and the supervisor set; the CRD has the same pattern."""
 
 _FIELDS_OF_FAMILIES: dict[str, tuple[Family, ...]] = {
     "hidden_size": tuple(Family),
@@ -324,6 +323,17 @@ def _environment(spec: Spec) -> Iterator[Finding]:
             yield Finding(field, f"sets {name} twice", "set each variable once")
 
 
+def _template(spec: Spec) -> Iterator[Finding]:
+    runtime = spec.runtime
+    if runtime.template is None:
+        return
+    taken = frozenset(variable.name for variable in runtime.env)
+    for field, problem, remedy in overlay.problems(
+        runtime.template, taken_variables=taken, gpu_resource=spec.budget.resource_name
+    ):
+        yield Finding(f"spec.runtime.template.{field}".rstrip("."), problem, remedy)
+
+
 RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     _model,
     _budget,
@@ -333,4 +343,5 @@ RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     _search,
     _profiling,
     _environment,
+    _template,
 )

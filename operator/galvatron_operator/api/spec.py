@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from galvatron_operator.api.overlay import PodOverlay
 from galvatron_operator.api.own import OwnFields
 from galvatron_operator.api.values import (
     BatchSize,
@@ -291,6 +292,7 @@ class Runtime(SpecValue):
         default_factory=dict, max_length=32
     )
     tolerations: tuple[Toleration, ...] = Field(default=(), max_length=32)
+    template: PodOverlay | None = None
 
 
 class Resume(StrEnum):

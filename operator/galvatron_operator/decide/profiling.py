@@ -1,9 +1,11 @@
 """From a job to its profile: taken from the cache, or measured by an Indexed Job and then cached."""
 
+import hashlib
 from functools import lru_cache
 
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, GalvatronJob, ProfileStatus, ProfilingPolicy
+from galvatron_operator.api.overlay import PodOverlay
 from galvatron_operator.decide.lost import lost_pods, lost_text, to_force
 from galvatron_operator.decide.observed import Decision, Kind
 from galvatron_operator.decide.restarting import back_off, seconds_to_wait
@@ -130,7 +132,12 @@ def _place_of_measurement(job: GalvatronJob, settings: Settings) -> str:
     runtime, budget = job.spec.runtime, job.spec.budget
     selector = (f"{key}={value}" for key, value in sorted(runtime.node_selector.items()))
     limits = (f"limits.cpu={runtime.resources.limits.cpu}",) if runtime.resources.limits.cpu is not None else ()
-    return " ".join((runtime.image or settings.runtime_image, budget.resource_name, *selector, *limits))
+    template = (f"template={_digest(runtime.template)}",) if runtime.template is not None else ()
+    return " ".join((runtime.image or settings.runtime_image, budget.resource_name, *selector, *limits, *template))
+
+
+def _digest(template: PodOverlay) -> str:
+    return hashlib.sha256(template.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:16]
 
 
 def _take(situation: Situation, request: ProfileRequest, result: str) -> Decision:

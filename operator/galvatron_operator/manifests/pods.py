@@ -9,6 +9,7 @@ from galvatron_operator import names
 from galvatron_operator.api import GalvatronJob
 from galvatron_operator.api.values import SpecValue
 from galvatron_operator.manifests.metadata import Manifest
+from galvatron_operator.manifests.overlay import overlaid
 from galvatron_operator.torchrun import Launch, environment, supervisor_command
 
 USER_ID = 65532
@@ -81,7 +82,8 @@ def pod_template(job: GalvatronJob, pod: NodePod) -> Manifest:
     if runtime.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": secret.name} for secret in runtime.image_pull_secrets]
     labels = names.job_labels(job.name, uid=job.metadata.uid, component=pod.component) | pod.labels
-    return {"metadata": {"labels": labels, "annotations": dict(pod.annotations)}, "spec": spec}
+    template = {"metadata": {"labels": labels, "annotations": dict(pod.annotations)}, "spec": spec}
+    return overlaid(template, runtime.template)
 
 
 def documents_mount(*sources: tuple[str, str]) -> Mount:
