@@ -207,11 +207,6 @@ def register(registry: kopf.OperatorRegistry, operator: Operator, *, when_ended:
     # The same credentials as ``kube.connect`` finds.
     kopf.on.login(registry=registry)(kopf.login_via_client)
 
-    @kopf.on.probe(registry=registry, id="queue", errors=kopf.ErrorsMode.PERMANENT)
-    async def probe(**_: Any) -> str:
-        operator.check_heartbeat()
-        return "working"
-
     @kopf.on.event(names.API_GROUP, names.PLURAL, registry=registry)
     async def job_changed(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 -- kopf's name
         operator.remember(type, dict(body))

@@ -6,7 +6,8 @@ handles: it starts without a request and needs no more rights than these kinds.
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import urllib3.exceptions
@@ -16,11 +17,15 @@ from kubernetes.dynamic.exceptions import DynamicApiError
 
 from galvatron_operator import names
 from galvatron_operator.decide import Kind, ObjectRef
+from galvatron_operator.lease import NOBODY, Lease
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.reconcile import ClusterError, Conflict, NotFound, Refused, Unreachable
 
 TIMEOUT_SECONDS = (5.0, 30.0)
-"""To connect, and between two parts of an answer."""
+"""To connect, and between two parts of an answer. A leader's last write is sent within the first of these, which is the
+time between the end of its leadership and the next leader's beginning (``lease.Timing``)."""
+LEASE_TIMEOUT_SECONDS = (2.0, 3.0)
+"""The same for the Lease: shorter than a leadership, so that a renewal that hangs is tried again."""
 
 _PATHS = {
     Kind.GALVATRON_JOB: (f"/apis/{names.API_VERSION}", names.PLURAL),
@@ -39,9 +44,15 @@ _PERMANENT = frozenset({400, 405, 413, 415, 422})
 class KubernetesCluster:
     """The port ``Cluster`` on a real API server; blocking calls run in threads."""
 
-    def __init__(self, api_client: client.ApiClient) -> None:
-        # Without a discoverer: it would read every API group at start, and keep them in a shared temporary file.
-        self._client = DynamicClient(api_client, discoverer=lambda *_: None)  # type: ignore[no-untyped-call]  # the client has no types
+    def __init__(self, api_client: client.ApiClient, *, before_write: Callable[[], None] = lambda: None) -> None:
+        """Make the port.
+
+        Args:
+            api_client: of the API server.
+            before_write: is called right before a request that changes something is sent; may raise ``ClusterError``.
+        """
+        self._client = _dynamic(api_client)
+        self._before_write = before_write
 
     async def get(self, ref: ObjectRef) -> Manifest | None:
         """Read one object; None when there is none."""
@@ -102,25 +113,96 @@ class KubernetesCluster:
         path = f"{root}{scope}/{plural}" + (f"/{name}" if name else "")
 
         def call() -> Manifest:
-            answer = self._client.request(method, path, serialize=False, _request_timeout=TIMEOUT_SECONDS, **parameters)
-            content: Manifest = json.loads(answer.data)
-            return content
+            if method != "get":
+                # In the thread, not before: requests may have to wait for one.
+                self._before_write()
+            return _send(self._client, method, path, _request_timeout=TIMEOUT_SECONDS, **parameters)
 
+        return await asyncio.to_thread(call)
+
+
+class KubernetesLease:
+    """The port ``Leases`` on a real API server: one Lease of ``coordination.k8s.io``."""
+
+    def __init__(self, api_client: client.ApiClient, *, namespace: str, name: str) -> None:
+        self._client = _dynamic(api_client)
+        self._path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+        self._name = name
+
+    def read(self) -> Lease | None:
+        """Read the Lease; None when there is none."""
         try:
-            return await asyncio.to_thread(call)
-        except DynamicApiError as error:
-            raise _translate(error, f"{method} {path}") from error
-        except urllib3.exceptions.HTTPError as error:
-            raise Unreachable(f"{method} {path}: {error}", remedy="check the connection to the API server") from error
+            return _lease(self._send("get", f"{self._path}/{self._name}"))
+        except NotFound:
+            return None
+
+    def write(self, lease: Lease) -> Lease:
+        """Replace the version that ``lease`` names, or create the Lease; ``Conflict`` when another was faster."""
+        body = _lease_manifest(lease, self._name, now=datetime.now(UTC))
+        if not lease.version:
+            return _lease(self._send("post", self._path, body=body))
+        # A merge, so that labels that others have put on the Lease stay.
+        content_type = "application/merge-patch+json"
+        return _lease(self._send("patch", f"{self._path}/{self._name}", body=body, content_type=content_type))
+
+    def _send(self, method: str, path: str, **parameters: Any) -> Manifest:
+        return _send(self._client, method, path, _request_timeout=LEASE_TIMEOUT_SECONDS, **parameters)
 
 
-def connect() -> KubernetesCluster:
+def connect() -> client.ApiClient:
     """Connect as the pod's service account, or else by ``KUBECONFIG`` or ``~/.kube/config``."""
+    configuration = client.Configuration()
     try:
-        config.load_incluster_config()  # type: ignore[no-untyped-call]  # the client has no types
+        config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]  # the client has no types
     except config.ConfigException:
-        config.load_kube_config()  # type: ignore[no-untyped-call]  # the client has no types
-    return KubernetesCluster(client.ApiClient())
+        config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]  # the client has no types
+    # The work queue repeats rounds; urllib3 would send a write again when this process may not lead any more.
+    configuration.retries = False
+    return client.ApiClient(configuration)
+
+
+def _dynamic(api_client: client.ApiClient) -> DynamicClient:
+    # Without a discoverer: it would read every API group at start, and keep them in a shared temporary file.
+    return DynamicClient(api_client, discoverer=lambda *_: None)  # type: ignore[no-untyped-call]  # the client has no types
+
+
+def _send(dynamic: DynamicClient, method: str, path: str, **parameters: Any) -> Manifest:
+    """Send one request and wait for its answer."""
+    try:
+        content: Manifest = json.loads(dynamic.request(method, path, serialize=False, **parameters).data)
+    except DynamicApiError as error:
+        raise _translate(error, f"{method} {path}") from error
+    except urllib3.exceptions.HTTPError as error:
+        raise Unreachable(f"{method} {path}: {error}", remedy="check the connection to the API server") from error
+    return content
+
+
+def _lease(manifest: Manifest) -> Lease:
+    spec = manifest.get("spec", {})
+    return Lease(
+        holder=spec.get("holderIdentity") or NOBODY,
+        seconds=float(spec.get("leaseDurationSeconds") or 0),
+        transitions=spec.get("leaseTransitions") or 0,
+        acquired=spec.get("acquireTime") or "",
+        version=manifest["metadata"]["resourceVersion"],
+    )
+
+
+def _lease_manifest(lease: Lease, name: str, *, now: datetime) -> Manifest:
+    """Write a Lease; its times are for people, nobody counts by them."""
+    time = now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return {
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": {"name": name} | ({"resourceVersion": lease.version} if lease.version else {}),
+        "spec": {
+            "holderIdentity": lease.holder or None,
+            "leaseDurationSeconds": int(lease.seconds),
+            "leaseTransitions": lease.transitions,
+            "acquireTime": lease.acquired or time,
+            "renewTime": time,
+        },
+    }
 
 
 def _translate(error: DynamicApiError, request: str) -> ClusterError:

@@ -36,6 +36,11 @@ class OperatorMetrics:
         self.queue_depth = Gauge(
             "galvatron_operator_queue_depth", "Jobs that are due and wait for a worker.", registry=registry
         )
+        self.leader = Gauge(
+            "galvatron_operator_leader",
+            "1 for the operator that acts, 0 for one that stands by to take over.",
+            registry=registry,
+        )
         self.search_seconds = Histogram(
             "galvatron_search_duration_seconds",
             "Duration of a search for a plan, by algorithm and outcome.",

@@ -55,6 +55,10 @@ class Refused(ClusterError):
     """Permanent: the request itself is wrong."""
 
 
+class NotLeading(ClusterError):
+    """The request was not sent, because another operator may be acting by now."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobKey:
     """Which job: what the work queue holds."""

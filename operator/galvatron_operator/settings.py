@@ -10,7 +10,43 @@ RUNTIME_IMAGE_VARIABLE = "GALVATRON_RUNTIME_IMAGE"
 WATCH_NAMESPACES_VARIABLE = "GALVATRON_WATCH_NAMESPACES"
 LOG_LEVEL_VARIABLE = "GALVATRON_LOG_LEVEL"
 
+LEADER_ELECTION_VARIABLE = "GALVATRON_LEADER_ELECTION"
+LEASE_NAME_VARIABLE = "GALVATRON_LEASE_NAME"
+POD_NAMESPACE_VARIABLE = "POD_NAMESPACE"
+POD_NAME_VARIABLE = "POD_NAME"
+
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidacy:
+    """How the operator takes part in the election of a leader.
+
+    Attributes:
+        namespace: of the operator, and of the Lease.
+        lease_name: of the Lease.
+        pod_name: of this operator, for people who look at the Lease.
+
+    Raises:
+        InvalidInput: when one of them is missing.
+    """
+
+    namespace: str
+    lease_name: str
+    pod_name: str
+
+    def __post_init__(self) -> None:
+        values = {
+            POD_NAMESPACE_VARIABLE: self.namespace,
+            LEASE_NAME_VARIABLE: self.lease_name,
+            POD_NAME_VARIABLE: self.pod_name,
+        }
+        missing = [variable for variable, value in values.items() if not value]
+        if missing:
+            raise InvalidInput(
+                f"{LEADER_ELECTION_VARIABLE} is true, and {', '.join(missing)} is not set",
+                remedy="set it as the chart does, or turn the election off for an operator that is the only one",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +57,7 @@ class Settings:
         runtime_image: image of profiling and training pods whose job names none.
         watch_namespaces: namespaces whose jobs are seen; empty for all.
         log_level: of the operator's log.
+        candidacy: for the election of a leader; None where this operator is the only one.
 
     Raises:
         InvalidInput: when a value cannot be meant.
@@ -29,6 +66,7 @@ class Settings:
     runtime_image: str
     watch_namespaces: tuple[str, ...] = ()
     log_level: str = "INFO"
+    candidacy: Candidacy | None = None
 
     def __post_init__(self) -> None:
         if not self.runtime_image:
@@ -53,4 +91,18 @@ class Settings:
             runtime_image=environment.get(RUNTIME_IMAGE_VARIABLE, "").strip(),
             watch_namespaces=tuple(sorted({name.strip() for name in namespaces} - {""})),
             log_level=environment.get(LOG_LEVEL_VARIABLE, "INFO").upper(),
+            candidacy=_candidacy(environment),
         )
+
+
+def _candidacy(environment: Mapping[str, str]) -> Candidacy | None:
+    wanted = environment.get(LEADER_ELECTION_VARIABLE, "false")
+    if wanted not in ("true", "false"):
+        raise InvalidInput(f"{LEADER_ELECTION_VARIABLE} is {wanted!r}", remedy="use true or false")
+    if wanted == "false":
+        return None
+    return Candidacy(
+        namespace=environment.get(POD_NAMESPACE_VARIABLE, ""),
+        lease_name=environment.get(LEASE_NAME_VARIABLE, ""),
+        pod_name=environment.get(POD_NAME_VARIABLE, ""),
+    )

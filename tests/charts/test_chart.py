@@ -43,6 +43,8 @@ VALUES: dict[str, Manifest] = {
         "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
         "commonLabels": {"team": "ml"},
     },
+    "available": {"replicaCount": 2},
+    "alone": {"leaderElection": {"enabled": False}},
     "pulled": {
         "image": {
             "registry": "registry.example.com:5000/ml",
@@ -69,7 +71,7 @@ def container(manifests: tuple[Manifest, ...]) -> Manifest:
 
 def environment(manifests: tuple[Manifest, ...]) -> dict[str, str]:
     """The operator's variables."""
-    return {entry["name"]: entry["value"] for entry in container(manifests)["env"]}
+    return {entry["name"]: entry["value"] for entry in container(manifests)["env"] if "value" in entry}
 
 
 @EVERY_CASE
@@ -113,10 +115,51 @@ def test_the_operator_runs_restricted(values: Manifest) -> None:
     assert all("hostPath" not in volume for volume in pod(manifests)["volumes"])
 
 
-def test_never_two_operators_at_a_time() -> None:
-    spec = the_only(render(), "Deployment")["spec"]
+def test_an_elected_operator_is_replaced_by_one_that_already_stands_by() -> None:
+    manifests = render()
+    spec = the_only(manifests, "Deployment")["spec"]
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    variables = {entry["name"]: entry.get("valueFrom") for entry in container(manifests)["env"]}
+    assert environment(manifests)["GALVATRON_LEADER_ELECTION"] == "true"
+    assert variables["POD_NAME"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+    assert variables["POD_NAMESPACE"] == {"fieldRef": {"fieldPath": "metadata.namespace"}}
+
+
+def test_without_an_election_there_are_never_two_operators_at_a_time() -> None:
+    manifests = render({"leaderElection": {"enabled": False}})
+    spec = the_only(manifests, "Deployment")["spec"]
     assert spec["replicas"] == 1
     assert spec["strategy"] == {"type": "Recreate"}
+    assert environment(manifests)["GALVATRON_LEADER_ELECTION"] == "false"
+    assert not of_kind(manifests, "Role")
+    assert "replicaCount is 2" in refusal({"replicaCount": 2, "leaderElection": {"enabled": False}})
+
+
+@pytest.mark.parametrize("name", ["defaults", "namespaced"])
+def test_the_operator_may_write_its_own_lease_and_no_other(name: str) -> None:
+    manifests = render(VALUES[name])
+    roles = [role for role in of_kind(manifests, "Role") if role["metadata"]["namespace"] == NAMESPACE]
+    lease = environment(manifests)["GALVATRON_LEASE_NAME"]
+    assert [role["rules"] for role in roles] == [
+        [
+            {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
+            {
+                "apiGroups": ["coordination.k8s.io"],
+                "resources": ["leases"],
+                "resourceNames": [lease],
+                "verbs": ["get", "patch"],
+            },
+        ]
+    ]
+
+
+def test_replicas_keep_away_from_each_others_nodes() -> None:
+    manifests = render({"replicaCount": 2})
+    deployment = the_only(manifests, "Deployment")["spec"]
+    assert deployment["replicas"] == 2
+    (constraint,) = pod(manifests)["topologySpreadConstraints"]
+    assert constraint["labelSelector"] == deployment["selector"]
+    assert constraint["whenUnsatisfiable"] == "ScheduleAnyway"
 
 
 def test_ports_have_the_names_that_probes_and_services_use() -> None:
@@ -178,7 +221,8 @@ def test_the_operator_may_do_what_it_does_and_no_more() -> None:
 
 def test_with_namespaces_the_operator_has_rights_only_there() -> None:
     manifests = render(VALUES["namespaced"])
-    assert {role["metadata"]["namespace"] for role in of_kind(manifests, "Role")} == {"team-a", "team-b"}
+    namespaces = [role["metadata"]["namespace"] for role in of_kind(manifests, "Role")]
+    assert sorted(namespaces) == [NAMESPACE, "team-a", "team-b"]
     assert not of_kind(manifests, "ClusterRoleBinding")
     assert environment(manifests)["GALVATRON_WATCH_NAMESPACES"] == "team-a,team-b"
 
@@ -245,7 +289,9 @@ def test_monitors_carry_the_labels_that_a_prometheus_selects_by() -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("replicaCount", 2),
+        ("replicaCount", -1),
+        ("replicaCount", "two"),
+        ("leaderElection", {"enabled": "yes"}),
         ("image", {"repo": "x"}),
         ("image", {"pullPolicy": "Sometimes"}),
         ("image", {"digest": "latest"}),

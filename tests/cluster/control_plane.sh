@@ -81,6 +81,7 @@ start_api_server() {
     --kubelet-client-certificate="$PKI/admin.crt" --kubelet-client-key="$PKI/admin.key" \
     --kubelet-preferred-address-types=InternalIP \
     --enable-aggregator-routing=true \
+    --audit-policy-file="$CLUSTER_DIR/files/audit-policy.yaml" --audit-log-path="$LOGS/audit.log" \
     --requestheader-client-ca-file="$PKI/ca.crt" --requestheader-allowed-names=front-proxy \
     --requestheader-username-headers=X-Remote-User --requestheader-group-headers=X-Remote-Group \
     --requestheader-extra-headers-prefix=X-Remote-Extra- \

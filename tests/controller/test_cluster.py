@@ -16,12 +16,15 @@ import yaml
 from kubernetes import client, config
 
 from fakes.cluster import FakeCluster
+from fakes.lease import FakeLeases
 from fakes.operation import body
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, JobStatus
 from galvatron_operator.cache import CachedCluster
 from galvatron_operator.decide import Kind, ObjectRef, reference
-from galvatron_operator.kube import KubernetesCluster
+from galvatron_operator.election import Leases
+from galvatron_operator.kube import KubernetesCluster, KubernetesLease
+from galvatron_operator.lease import NOBODY, Lease
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.reconcile import Cluster, Conflict, NotFound, Refused
 
@@ -35,6 +38,7 @@ class Site:
 
     cluster: Cluster
     namespace: str
+    leases: Leases
 
     def run(self, request: Coroutine[Any, Any, Answer]) -> Answer:
         return asyncio.run(request)
@@ -67,7 +71,8 @@ def real_site() -> Iterator[Site]:
     namespace = f"contract-{uuid4().hex[:8]}"
     core.create_namespace(client.V1Namespace(metadata=client.V1ObjectMeta(name=namespace)))
     with installed_crd(client.ApiextensionsV1Api(api_client)):
-        yield Site(KubernetesCluster(api_client), namespace)
+        leases = KubernetesLease(api_client, namespace=namespace, name="operator")
+        yield Site(KubernetesCluster(api_client), namespace, leases)
         core.delete_namespace(namespace)
 
 
@@ -108,7 +113,8 @@ def wait_until(claim: Callable[[], bool]) -> None:
 @pytest.fixture(params=["fake", "cached", pytest.param("real", marks=pytest.mark.k8s)])
 def site(request: pytest.FixtureRequest) -> Site:
     if request.param != "real":
-        return Site(FakeCluster() if request.param == "fake" else CachedCluster(FakeCluster()), "team")
+        cluster = FakeCluster() if request.param == "fake" else CachedCluster(FakeCluster())
+        return Site(cluster, "team", FakeLeases())
     real: Site = request.getfixturevalue("real_site")
     for kind in (Kind.CONFIG_MAP, Kind.GALVATRON_JOB):
         for found in asyncio.run(real.cluster.list(kind, namespace=real.namespace, labels={})):
@@ -233,3 +239,21 @@ def test_a_changed_specification_is_another_generation(site: Site) -> None:
     suspended = site.job()
     suspended["spec"]["suspend"] = True
     assert site.apply(suspended)["metadata"]["generation"] == 2
+
+
+def test_a_lease_is_made_renewed_and_given_back(site: Site) -> None:
+    assert site.leases.read() is None
+    made = site.leases.write(Lease("one", seconds=15))
+    assert site.leases.read() == made
+    renewed = site.leases.write(made)
+    assert (renewed.holder, renewed.acquired) == ("one", made.acquired)
+    assert renewed.version != made.version
+    freed = site.leases.write(Lease(NOBODY, 15, acquired=made.acquired, version=renewed.version))
+    assert freed.holder == NOBODY
+    taken = site.leases.write(Lease("two", seconds=15, transitions=1, version=freed.version))
+    assert (taken.holder, taken.seconds, taken.transitions) == ("two", 15, 1)
+    # Whoever looked before that, or has seen no lease at all, is too late.
+    for late in (Lease("three", 15, version=freed.version), Lease("three", 15)):
+        with pytest.raises(Conflict):
+            site.leases.write(late)
+    assert site.leases.read() == taken

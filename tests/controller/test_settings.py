@@ -1,7 +1,9 @@
 import pytest
 
-from galvatron_operator.settings import Settings
+from galvatron_operator.settings import Candidacy, Settings
 from galvatron_planner.errors import InvalidInput
+
+CANDIDACY = {"POD_NAMESPACE": "system", "GALVATRON_LEASE_NAME": "galvatron", "POD_NAME": "galvatron-0"}
 
 
 def test_only_the_runtime_image_must_be_set() -> None:
@@ -21,7 +23,25 @@ def test_namespaces_are_separated_by_commas() -> None:
     assert settings.watch_namespaces == ("team-a", "team-b")
 
 
-@pytest.mark.parametrize(("variable", "value"), [("GALVATRON_RUNTIME_IMAGE", ""), ("GALVATRON_LOG_LEVEL", "LOUD")])
+def test_there_is_no_election_unless_it_is_asked_for() -> None:
+    named = {"GALVATRON_RUNTIME_IMAGE": "r", **CANDIDACY}
+    assert Settings.from_environment(named).candidacy is None
+    assert Settings.from_environment(named | {"GALVATRON_LEADER_ELECTION": "false"}).candidacy is None
+    elected = Settings.from_environment(named | {"GALVATRON_LEADER_ELECTION": "true"})
+    assert elected.candidacy == Candidacy(namespace="system", lease_name="galvatron", pod_name="galvatron-0")
+
+
+@pytest.mark.parametrize("variable", CANDIDACY)
+def test_an_election_needs_to_know_who_and_where(variable: str) -> None:
+    environment = {"GALVATRON_RUNTIME_IMAGE": "r", "GALVATRON_LEADER_ELECTION": "true", **CANDIDACY, variable: ""}
+    with pytest.raises(InvalidInput, match=variable):
+        Settings.from_environment(environment)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("GALVATRON_RUNTIME_IMAGE", ""), ("GALVATRON_LOG_LEVEL", "LOUD"), ("GALVATRON_LEADER_ELECTION", "yes")],
+)
 def test_a_wrong_setting_is_refused_with_its_variable(variable: str, value: str) -> None:
     environment = {"GALVATRON_RUNTIME_IMAGE": "r"} | {variable: value}
     with pytest.raises(InvalidInput, match=variable):
