@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from galvatron_operator.lease import CLIENT_GO, Candidate, Lease, Timing
+from galvatron_operator.lease import CLIENT_GO, NOBODY, Candidate, Lease, Timing
 from galvatron_operator.reconcile import ClusterError, NotLeading
 
 log = logging.getLogger(__name__)
@@ -109,15 +109,21 @@ class Election:
     def _look(self) -> None:
         """Read the Lease once, and write it where that is this candidate's turn."""
         lease = self._leases.read()
+        self._say_who_leads(lease)
         self._candidate = self._candidate.saw(lease, now=time.monotonic())
         sent = time.monotonic()
         wanted = self._candidate.wanted(now=sent)
         if wanted is not None:
             written = self._leases.write(wanted)
             if not self.leads():
-                log.info("this operator leads", extra={"me": written.holder, "transitions": written.transitions})
+                log.info("this operator leads", extra={"operator": written.holder, "transitions": written.transitions})
             self._candidate = self._candidate.wrote(written, sent=sent)
         self._looked_at = time.monotonic()
+
+    def _say_who_leads(self, lease: Lease | None) -> None:
+        known = self._candidate.lease.holder if self._candidate.lease is not None else NOBODY
+        if lease is not None and lease.holder not in (known, self._candidate.me, NOBODY):
+            log.info("another operator leads", extra={"operator": lease.holder})
 
     def _watch(self) -> None:
         """Call the leader's end when it comes, whatever the other thread waits for."""
