@@ -35,6 +35,11 @@ def turns(of: tuple[Write, ...]) -> tuple[str, ...]:
     return tuple(address for address, _ in groupby(write.address for write in of))
 
 
+def time_of(text: str) -> float:
+    """Seconds since the epoch of a time as Kubernetes writes it."""
+    return datetime.fromisoformat(text).timestamp()
+
+
 def _write(entry: dict[str, object]) -> Write:
     match entry:
         case {
@@ -42,6 +47,6 @@ def _write(entry: dict[str, object]) -> Write:
             "sourceIPs": [str(address), *_],
             "objectRef": {"resource": str(resource)},
         }:
-            return Write(datetime.fromisoformat(time).timestamp(), address, resource)
+            return Write(time_of(time), address, resource)
         case _:
             raise AssertionError(f"not an entry on a write: {entry}")
