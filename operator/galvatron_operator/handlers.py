@@ -59,6 +59,7 @@ class Operator:
         if event_type == "DELETED":
             self.bodies.pop(key, None)
         else:
+            self.metrics.job_changed(self.bodies.get(key), body)
             self.bodies[key] = body
         self.look_at(key)
 

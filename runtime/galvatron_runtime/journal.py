@@ -16,7 +16,7 @@ from galvatron_planner.workload import forward_flops
 from galvatron_runtime import mesh
 from galvatron_runtime.apply import StepOutcome
 from galvatron_runtime.memory import MemoryMeter
-from galvatron_runtime.reports import TrainingFigures, report
+from galvatron_runtime.reports import Durations, TrainingFigures, report
 from galvatron_runtime.saving import Saved
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class StepJournal:
         self._is_over_budget = False
         self._busy_seconds = self._wait_seconds = 0.0
         self._checkpoint_step = 0
-        self._checkpoint_seconds: float | None = None
+        self._step_durations = self._checkpoint_durations = Durations()
         self._last: LastStep | None = None
         self._reported_at = self._logged_at = float("-inf")
 
@@ -65,13 +65,15 @@ class StepJournal:
         """Remember a training checkpoint, and report it at once: operators wait for it when they stop a job."""
         if saved is None:
             return
-        self._checkpoint_step, self._checkpoint_seconds = saved.step, saved.seconds
+        self._checkpoint_step = saved.step
+        self._checkpoint_durations = self._checkpoint_durations.with_one(saved.seconds)
         self._report_now()
         log.info("training checkpoint saved", extra={"step": saved.step, "seconds": round(saved.seconds, 3)})
 
     def step_finished(self, step: int, outcome: StepOutcome, *, gradient_norm: float | None, seconds: float) -> None:
         """Record one step; ``step`` counts from 1 at the start of the job, ``seconds`` is its whole duration."""
         self._durations.append(seconds)
+        self._step_durations = self._step_durations.with_one(seconds)
         self._num_steps += 1
         self._busy_seconds += outcome.busy_seconds
         self._wait_seconds += outcome.wait_seconds
@@ -140,7 +142,8 @@ class StepJournal:
             peak_bytes=peak,
             predicted_step_seconds=self._plan.estimate.step_seconds,
             predicted_peak_bytes=self._plan.estimate.stage_peak_bytes[self._stage_index],
-            checkpoint_seconds=self._checkpoint_seconds,
+            step_durations=self._step_durations,
+            checkpoint_durations=self._checkpoint_durations,
         )
 
 

@@ -10,11 +10,11 @@ from enum import StrEnum
 from typing import assert_never
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from galvatron_planner.catalogue import reported_device
-from galvatron_runtime.reports import RankReport, TrainingFigures
+from galvatron_runtime.reports import DURATION_BOUNDS, Durations, RankReport, TrainingFigures
 
 
 class MetricType(StrEnum):
@@ -22,6 +22,7 @@ class MetricType(StrEnum):
 
     GAUGE = "gauge"
     COUNTER = "counter"
+    HISTOGRAM = "histogram"
 
 
 class Scope(StrEnum):
@@ -39,7 +40,7 @@ class MetricRow:
 
     Attributes:
         name: as exported; a counter's ends in ``_total``.
-        type: gauge or counter.
+        type: how it may move.
         unit: base unit, or empty for a plain number.
         scope: the whole job or one rank.
         help: for the person who reads the dashboard.
@@ -51,7 +52,7 @@ class MetricRow:
     unit: str
     scope: Scope
     help: str
-    read: Callable[[RankReport], float | None]
+    read: Callable[[RankReport], float | Durations | None]
 
 
 def scrape(reports: Sequence[RankReport]) -> bytes:
@@ -86,23 +87,31 @@ def _family(row: MetricRow, reports: Sequence[RankReport]) -> Metric:
     family = _empty_family(row, labels)
     for report in reports if row.scope is Scope.RANK else reports[:1]:
         value = row.read(report)
-        if value is not None:
-            stage = report.training.stage if report.training else 0
-            family.add_metric([str(report.local_rank), str(stage)] if labels else [], value)
+        stage = report.training.stage if report.training else 0
+        values = [str(report.local_rank), str(stage)] if labels else []
+        if isinstance(family, HistogramMetricFamily) and isinstance(value, Durations):
+            buckets = [(str(bound), float(n)) for bound, n in zip(DURATION_BOUNDS, value.at_most, strict=True)]
+            family.add_metric(values, [*buckets, ("+Inf", float(value.count))], value.total_seconds)
+        elif isinstance(family, GaugeMetricFamily | CounterMetricFamily) and isinstance(value, int | float):
+            family.add_metric(values, value)
     return family
 
 
-def _empty_family(row: MetricRow, labels: list[str]) -> GaugeMetricFamily | CounterMetricFamily:
+def _empty_family(row: MetricRow, labels: list[str]) -> GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily:
     match row.type:
         case MetricType.GAUGE:
             return GaugeMetricFamily(row.name, row.help, labels=labels)
         case MetricType.COUNTER:
             return CounterMetricFamily(row.name, row.help, labels=labels)
+        case MetricType.HISTOGRAM:
+            return HistogramMetricFamily(row.name, row.help, labels=labels)
         case _:
             assert_never(row.type)
 
 
-def _figure(read: Callable[[TrainingFigures], float | None]) -> Callable[[RankReport], float | None]:
+def _figure(
+    read: Callable[[TrainingFigures], float | Durations | None],
+) -> Callable[[RankReport], float | Durations | None]:
     """Read what only training ranks report."""
     return lambda report: None if report.training is None else read(report.training)
 
@@ -123,9 +132,15 @@ def _counter(name: str, help_text: str, read: Callable[[TrainingFigures], float 
     return MetricRow(f"galvatron_train_{name}", MetricType.COUNTER, "", Scope.JOB, help_text, _figure(read))
 
 
-def _gauge(name: str, unit: str, help_text: str, read: Callable[[RankReport], float | None]) -> MetricRow:
+def _gauge(name: str, unit: str, help_text: str, read: Callable[[RankReport], float | Durations | None]) -> MetricRow:
     """A row for something of the whole job."""
     return MetricRow(f"galvatron_train_{name}", MetricType.GAUGE, unit, Scope.JOB, help_text, read)
+
+
+def _histogram(name: str, help_text: str, read: Callable[[TrainingFigures], Durations]) -> MetricRow:
+    """A row for durations of something of the whole job, from the start of the attempt."""
+    figures = _figure(read)
+    return MetricRow(f"galvatron_train_{name}", MetricType.HISTOGRAM, "seconds", Scope.JOB, help_text, figures)
 
 
 def _rank_counter(name: str, help_text: str, read: Callable[[TrainingFigures], float | None]) -> MetricRow:
@@ -180,9 +195,11 @@ METRICS: tuple[MetricRow, ...] = (
         "last_checkpoint_step", "", "Step of the newest complete training checkpoint, 0 for none.",
         lambda r: r.progress.last_checkpoint_step,
     ),
-    _gauge(
-        "checkpoint_duration_seconds", "seconds", "Duration of the last training checkpoint.",
-        _figure(lambda t: t.checkpoint_seconds),
+    _histogram("step_seconds", "Durations of the steps of this attempt.", lambda t: t.step_durations),
+    _histogram(
+        "checkpoint_duration_seconds",
+        "Durations of the training checkpoints of this attempt, from the wish to the last byte.",
+        lambda t: t.checkpoint_durations,
     ),
     _rank_gauge(
         "memory_peak_bytes", "bytes", "Peak device memory of the rank since the training began.",
@@ -205,4 +222,4 @@ METRICS: tuple[MetricRow, ...] = (
         lambda t: t.bubble_ratio,
     ),
 )  # fmt: skip
-"""THE TABLE of metrics; the README, the dashboards and the alerts are checked against it."""
+"""THE TABLE of metrics; docs/monitoring.md, the dashboards and the alerts are checked against it."""

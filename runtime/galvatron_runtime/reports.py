@@ -23,6 +23,29 @@ MESSAGE_LIMIT = 2048
 """Characters of a failure's message, as in :class:`WorkerFailure`."""
 
 
+DURATION_BOUNDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+"""Seconds: steps of tests take hundredths, training checkpoints of large models minutes."""
+
+
+class Durations(Value):
+    """How long something took in this attempt, each time: what a histogram of Prometheus is made of.
+
+    Attributes:
+        at_most: for each of ``DURATION_BOUNDS``, how often it took no longer.
+        count: how often it happened.
+        total_seconds: of all together.
+    """
+
+    at_most: tuple[NonNegativeInt, ...] = (0,) * len(DURATION_BOUNDS)
+    count: NonNegativeInt = 0
+    total_seconds: NonNegativeFloat = 0.0
+
+    def with_one(self, seconds: float) -> "Durations":
+        """Count one more."""
+        at_most = tuple(count + (seconds <= bound) for count, bound in zip(self.at_most, DURATION_BOUNDS, strict=True))
+        return Durations(at_most=at_most, count=self.count + 1, total_seconds=self.total_seconds + seconds)
+
+
 class TrainingFigures(Value):
     """What a training rank knows beyond its progress; feeds the metrics.
 
@@ -42,7 +65,8 @@ class TrainingFigures(Value):
         peak_bytes: peak device memory of this rank since the training began.
         predicted_step_seconds: what the plan expects.
         predicted_peak_bytes: what the plan expects of this rank's stage.
-        checkpoint_seconds: duration of the last training checkpoint, absent before the first.
+        step_durations: of the steps of this attempt.
+        checkpoint_durations: of the training checkpoints that were completed in this attempt.
     """
 
     stage: NonNegativeInt
@@ -60,7 +84,8 @@ class TrainingFigures(Value):
     peak_bytes: NonNegativeInt
     predicted_step_seconds: PositiveFloat
     predicted_peak_bytes: PositiveInt
-    checkpoint_seconds: NonNegativeFloat | None = None
+    step_durations: Durations = Durations()
+    checkpoint_durations: Durations = Durations()
 
 
 class RankReport(Document):

@@ -1,4 +1,4 @@
-"""The Grafana dashboard asks only for metrics that exist, in a form that Grafana's sidecar can load."""
+"""The Grafana dashboards ask only for metrics that exist, in a form that Grafana's sidecar can load."""
 
 import json
 from typing import Any
@@ -6,26 +6,42 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
-from charts.queries import METRIC, Query, panels, queries
+from charts.boards import BOARDS
+from charts.grafana import as_json
+from charts.queries import METRIC, Query, documented, panels, queries
 from charts.rendering import NAMESPACE, Manifest, dashboards, render, the_only
 from galvatron_operator.metrics import JobCollector, OperatorMetrics
-from galvatron_runtime.metrics import METRICS
+from galvatron_runtime.metrics import scrape
 
 SUFFIXES = {"counter": ("_total",), "info": ("_info",), "histogram": ("_bucket", "_sum", "_count")}
 """What Prometheus appends to the name of a metric, by its type."""
 EVERY_DASHBOARD = pytest.mark.parametrize("dashboard", dashboards().values(), ids=dashboards().keys())
 
 
-@pytest.mark.parametrize("query", queries(), ids=lambda query: f"{query.panel}: {query.expression}")
+@pytest.mark.parametrize("query", queries() + documented(), ids=str)
 def test_a_query_names_only_metrics_that_exist(query: Query) -> None:
     assert query.metrics
     assert query.metrics <= exported()
 
 
+def test_the_chart_has_the_dashboards_of_the_tables() -> None:
+    made = {board.file_name: json.loads(as_json(board)) for board in BOARDS}
+    assert made == dashboards(), "run `make dashboards`"
+
+
+def test_addresses_of_dashboards_stay() -> None:
+    # Links and bookmarks hold them.
+    assert {board.uid for board in BOARDS} == {"galvatron-job", "galvatron-fleet", "galvatron-operator"}
+
+
 @EVERY_DASHBOARD
 def test_variables_are_read_from_metrics_that_exist(dashboard: Manifest) -> None:
     for variable in dashboard["templating"]["list"]:
+        if variable["type"] == "datasource":
+            continue
+        assert METRIC.findall(str(variable["query"]))
         assert set(METRIC.findall(str(variable["query"]))) <= exported()
 
 
@@ -48,7 +64,9 @@ def test_panels_say_what_they_show_and_do_not_overlap(dashboard: Manifest) -> No
         }
         assert place["x"] + place["w"] <= 24
         assert not cells & taken, panel["title"]
-        assert panel["type"] == "row" or panel["description"], panel["title"]
+        if panel["type"] != "row":
+            assert panel["description"], panel["title"]
+            assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
         taken |= cells
     assert len({panel["id"] for panel in panels(dashboard)}) == len(tuple(panels(dashboard)))
 
@@ -76,7 +94,10 @@ def exported() -> set[str]:
     OperatorMetrics(registry)
     registry.register(JobCollector(lambda: ()))
     of_operator = {name for metric in registry.collect() for name in series_names(metric)}
-    return of_operator | {row.name for row in METRICS}
+    of_runtime = {
+        name for metric in text_string_to_metric_families(scrape(()).decode()) for name in series_names(metric)
+    }
+    return of_operator | of_runtime
 
 
 def series_names(metric: Metric) -> set[str]:

@@ -11,7 +11,7 @@ import builders
 from fakes.operation import KEY, SETTINGS, Operation, begin, body, reason
 from fakes.world import Act, InstantSearches, Scene, Script, World, all_goes_well, fails_with
 from galvatron_operator import names
-from galvatron_operator.api import ConditionType, JobStatus, parse
+from galvatron_operator.api import ConditionType, JobStatus, RestartCount, parse
 from galvatron_operator.decide import Kind, SearchProblem
 from galvatron_operator.failures import REACTIONS, Action, FailureReason
 from galvatron_planner.worker import ExitClass, WorkerFailure, WorkerState
@@ -149,6 +149,22 @@ def test_preemption_does_not_count_towards_the_maximum() -> None:
     status = operation.until_finished()
     assert status.phase == "Complete"
     assert (status.restarts.total, status.restarts.counted_towards_max) == (3, 0)
+    assert status.restarts.by_reason == (RestartCount(reason="Preempted", count=3),)
+
+
+def test_a_restart_loses_the_steps_since_the_newest_training_checkpoint() -> None:
+    # The fake world keeps no training checkpoints: each of the two attempts that fail loses its 25 steps.
+    operation = begin(fails_with(ExitClass.USER_ERROR, on_attempts=range(1, 3)))
+    assert operation.until_finished().restarts.lost_steps == 50
+
+
+def test_the_first_step_is_dated_once() -> None:
+    operation = begin(fails_with(ExitClass.USER_ERROR, on_attempts=range(2, 3)))
+    operation.until(ConditionType.TRAINING)
+    assert operation.status is not None
+    seen = operation.status.first_step_time
+    assert seen is not None
+    assert operation.until_finished().first_step_time == seen
 
 
 @pytest.mark.parametrize("exit_class", list(ExitClass))

@@ -51,6 +51,11 @@ class Prometheus:
         result = self._ask("query", query=query, time=str(seconds))
         return tuple(Sample(one["metric"], one["value"][0], float(one["value"][1])) for one in result)
 
+    def over(self, query: str, *, since: float, until: float, step_seconds: float) -> tuple[Sample, ...]:
+        """Evaluate a query again and again, as a panel does; every value of every series, in no order."""
+        found = self._ask("query_range", query=query, start=str(since), end=str(until), step=str(step_seconds))
+        return tuple(Sample(one["metric"], at, float(value)) for one in found for at, value in one["values"])
+
     def series(self, selector: str, *, since: float) -> tuple[Sample, ...]:
         """Every raw sample of the selected series from ``since`` until now, by time."""
         span = int(time.time() - since) + 1

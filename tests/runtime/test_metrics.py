@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from galvatron_planner.worker import Progress
 from galvatron_runtime.metrics import METRICS, MetricType, peak_flops, scrape
-from galvatron_runtime.reports import RankReport
+from galvatron_runtime.reports import Durations, RankReport
 from rank_reports import report
 
 
@@ -37,6 +37,19 @@ def test_memory_is_told_per_rank_beside_its_prediction() -> None:
     values = samples(report(0, peak_bytes=5), report(1, peak_bytes=7))
     assert values["galvatron_train_memory_peak_bytes", "1"] == 7
     assert values["galvatron_train_predicted_memory_bytes", "1"] == 6
+
+
+def test_durations_become_a_cumulative_histogram() -> None:
+    durations = Durations().with_one(0.04).with_one(0.1).with_one(5000.0)
+    plain = report(0)
+    assert plain.training is not None
+    told = plain.model_copy(update={"training": plain.training.model_copy(update={"step_durations": durations})})
+    families = text_string_to_metric_families(scrape((told, told)).decode())
+    (family,) = (family for family in families if family.name == "galvatron_train_step_seconds")
+    counts = {s.labels["le"]: s.value for s in family.samples if s.name.endswith("_bucket")}
+    # A bound belongs to its bucket.
+    assert (counts["0.02"], counts["0.05"], counts["0.1"], counts["1000.0"], counts["+Inf"]) == (0, 1, 2, 2, 3)
+    assert sum(s.value for s in family.samples if s.name.endswith("_sum")) == pytest.approx(5000.14)
 
 
 def test_flops_utilization_is_absent_for_devices_of_unknown_peak() -> None:

@@ -185,6 +185,8 @@ def test_training_metrics_are_scraped_while_it_runs(tmp_path: Path) -> None:
     assert float(values["galvatron_train_tokens_per_second"]) > 0
     assert float(values['galvatron_train_memory_peak_bytes{local_rank="0",stage="0"}']) > 0
     assert float(values["galvatron_train_predicted_step_seconds"]) == PLAN.estimate.step_seconds
+    steps = float(values["galvatron_train_steps_total"])
+    assert float(values["galvatron_train_step_seconds_count"]) == steps > 0
 
 
 def rank_processes(run: Supervised) -> dict[int, int]:

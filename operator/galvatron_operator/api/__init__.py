@@ -17,6 +17,7 @@ from galvatron_operator.api.status import (
     PlanStatus,
     ProfileStatus,
     ProgressStatus,
+    RestartCount,
     Restarts,
     parse_status,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "ProfileStatus",
     "ProfilingPolicy",
     "ProgressStatus",
+    "RestartCount",
     "Restarts",
     "Resume",
     "Spec",

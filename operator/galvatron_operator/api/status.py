@@ -101,14 +101,42 @@ FIRST_REASONS: dict[ConditionType, tuple[ConditionStatus, str]] = {
 """Status and reason of every condition on the first visit: no type is ever absent."""
 
 
+class RestartCount(StatusValue):
+    """How often the gang was started again for one reason."""
+
+    reason: str
+    count: int
+
+
 class Restarts(StatusValue):
-    """How often the gang was started again."""
+    """How often the gang was started again, and what that cost."""
 
     total: int = 0
     counted_towards_max: int = 0
     without_progress: int = 0
     furthest_step: int = 0
     not_before: Time | None = None
+    lost_steps: int = 0
+    by_reason: tuple[RestartCount, ...] = ()
+
+    def with_one(self, reason: str, *, counts: bool, lost_steps: int) -> Self:
+        """Count one more.
+
+        Args:
+            reason: of the failure behind it.
+            counts: whether it counts towards ``spec.failurePolicy.maxRestarts``.
+            lost_steps: steps that have to be made again.
+        """
+        numbers = {each.reason: each.count for each in self.by_reason}
+        numbers[reason] = numbers.get(reason, 0) + 1
+        return self.model_copy(
+            update={
+                "total": self.total + 1,
+                "counted_towards_max": self.counted_towards_max + counts,
+                "lost_steps": self.lost_steps + lost_steps,
+                "by_reason": tuple(RestartCount(reason=name, count=n) for name, n in sorted(numbers.items())),
+            }
+        )
 
 
 class ProfileStatus(StatusValue):
@@ -185,6 +213,7 @@ class JobStatus(StatusValue):
     observed_generation: int = 0
     phase: str = Phase.PENDING.value
     start_time: Time | None = None
+    first_step_time: Time | None = None
     completion_time: Time | None = None
     attempt: int = 0
     restarts: Restarts = Restarts()

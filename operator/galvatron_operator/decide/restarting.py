@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from galvatron_operator.api import ConditionType, Nodes, Restarts
+from galvatron_operator.api import ConditionType, JobStatus, Nodes, Restarts
 from galvatron_operator.decide.observed import Decision
 from galvatron_operator.decide.situation import AT_ONCE_SECONDS, FALSE, LONGEST_NOTE, Situation, fail, record
 from galvatron_operator.failures import REACTIONS, Action, Failure
@@ -28,7 +28,8 @@ def react(situation: Situation, failure: Failure) -> Decision:
     same = sum(record.reason == failure.reason for record in status.failures)
     if counts and (counted >= policy.max_restarts or (reaction.most is not None and same >= reaction.most)):
         return fail(recorded, "MaxRestartsExceeded", f"{problem} (after {counted} restarts); {reaction.advice}")
-    return _again(recorded, problem, counts=counts)
+    restarts = status.restarts.with_one(failure.reason, counts=counts, lost_steps=_lost_steps(status))
+    return _again(recorded.with_status(restarts=restarts), problem)
 
 
 def back_off_seconds(restarts_without_progress: int) -> float:
@@ -61,11 +62,18 @@ def back_off(restarts: Restarts, *, furthest_step: int, now: datetime) -> Restar
     return restarts.model_copy(update=changes)
 
 
-def _again(situation: Situation, problem: str, *, counts: bool) -> Decision:
+def _lost_steps(status: JobStatus) -> int:
+    """Steps of this attempt that the next one has to make again; 0 when none was seen."""
+    progress = status.progress
+    # Until the new attempt makes a step, what is known of progress is the former attempt's.
+    if progress is None or not status.is_true(ConditionType.TRAINING):
+        return 0
+    return max(progress.step - progress.last_checkpoint_step, 0)
+
+
+def _again(situation: Situation, problem: str) -> Decision:
     status = situation.status
     restarts = back_off(status.restarts, furthest_step=status.furthest_step, now=situation.now)
-    total, counted = restarts.total + 1, restarts.counted_towards_max + counts
-    restarts = restarts.model_copy(update={"total": total, "counted_towards_max": counted})
     attempt = status.attempt + 1
     begun = situation.with_status(attempt=attempt, restarts=restarts, nodes=Nodes(desired=status.nodes.desired))
     moment = restarts.not_before

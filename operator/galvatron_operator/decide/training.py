@@ -117,7 +117,8 @@ def _say_progress(situation: Situation, gang: Gang, plan: Plan) -> Situation:
     told = situation.with_status(progress=progress_status(progress, plan, before=before, now=situation.now))
     if progress.step == 0:
         return told
-    return told.say(ConditionType.TRAINING, TRUE, "Progressing", progress.activity)
+    stepped = told.with_status(first_step_time=told.status.first_step_time or told.now)
+    return stepped.say(ConditionType.TRAINING, TRUE, "Progressing", progress.activity)
 
 
 def _say_gang(situation: Situation, gang: Gang, lost: tuple[Manifest, ...]) -> Situation:
