@@ -269,7 +269,7 @@ class _Programme:
             kept: list[Terms] = []
             for node in self._on_stage(k):
                 layer, boundary = self.asked.layers[node[0]], self.asked.boundaries[node[0]]
-                kept.append(self._picked(node, layer.state + self.asked.in_flight[k] * layer.activation, self.byte))
+                kept.append(self._picked(node, self.asked.kept(layer, k), self.byte))
                 transient = self._picked(node, layer.transient, self.byte)
                 ahead = self._picked((node[0] - 1, k), self.asked.layers[node[0] - 1].gathered, self.byte)
                 self.rows.at_least(self.working[k], transient, ahead)

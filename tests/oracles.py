@@ -151,7 +151,7 @@ def _choices(asked: Tables, stage_index: int, start: int, end: int) -> _Stages:
         (behind, i), (ahead, j) = picked[index], picked[index - 1]
         working = np.maximum(working, behind.transient[i] + ahead.gathered[j])
         working = np.maximum(working, boundary.transient[before, after])
-    kept = sum(x.state[i] + asked.in_flight[stage_index] * x.activation[i] for x, i in picked)
+    kept = sum(asked.kept(x, stage_index)[i] for x, i in picked)
     hops: tuple[Floats, ...] = (np.zeros_like(forward),)
     if stage_index < asked.num_stages - 1:
         hops = (asked.boundaries[end].hop[stage_index][placed[-1]],)

@@ -45,6 +45,7 @@ class LayerTable:
         optimizer: seconds per step.
         state: bytes.
         activation: bytes per micro-batch in flight.
+        late: bytes of the state that exist from the first backward pass to the end of the step.
         transient: bytes while it computes.
         gathered: bytes while the layer behind it is in its backward pass.
     """
@@ -57,6 +58,7 @@ class LayerTable:
     optimizer: Floats
     state: Integers
     activation: Integers
+    late: Integers
     transient: Integers
     gathered: Integers
 
@@ -111,6 +113,17 @@ class Tables:
     in_flight: tuple[int, ...]
     room_bytes: int
 
+    def kept(self, layer: LayerTable, stage_index: int) -> Integers:
+        """What a layer keeps by strategy at its stage's fullest moment.
+
+        With a micro-batch to come after the first backward pass that is everything. Without one, the last of the
+        activations and the late gradients are there one after the other.
+        """
+        held = self.in_flight[stage_index]
+        if held < self.split.num_micro_batches:
+            return layer.state + held * layer.activation
+        return layer.state - layer.late + (held - 1) * layer.activation + np.maximum(layer.activation, layer.late)
+
 
 def every_split(batch: BatchRange) -> Iterator[BatchSplit]:
     """List every batch size and number of micro-batches."""
@@ -151,7 +164,10 @@ def tables(problem: PlanningProblem, prices: PriceList, *, split: BatchSplit, nu
             layouts,
             arriving=prices.arriving_bytes(layer, size),
             leaving=prices.leaving_bytes(before, size),
-            places=[StagePosition(size, number, layouts[0], feeds_next=True) for number in held],
+            places=[
+                StagePosition(size, number, number == split.num_micro_batches, layouts[0], feeds_next=True)
+                for number in held
+            ],
         )
         for before, layer in zip((layers[0], *layers[:-1]), layers, strict=True)
     ]
@@ -231,6 +247,7 @@ def _layer_table(
         optimizer=np.array([cost.optimizer_seconds for cost in costs]),
         state=np.array([cost.state_bytes for cost in costs]),
         activation=np.array([cost.activation_bytes for cost in costs]),
+        late=np.array([cost.late_bytes for cost in costs]),
         transient=np.array([cost.transient_bytes for cost in costs]),
         gathered=np.array([cost.gathered_bytes for cost in costs]),
     )

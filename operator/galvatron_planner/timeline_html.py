@@ -34,6 +34,7 @@ COLOURS = {
     EventKind.OVERHEAD: "#b6bcc6",
     STATES: "#6b7280",
     Held.ACTIVATIONS: "#56b4e9",
+    Held.GRADIENTS: "#0072b2",
     Held.BOUNDARY: "#e69f00",
     Held.WORKING: "#d55e00",
 }

@@ -140,7 +140,28 @@ def test_a_step_counts_gradient_reduction_once() -> None:
 
 
 def test_activations_are_held_for_every_micro_batch_in_flight() -> None:
-    assert cost("dp4").kept_bytes(3) - cost("dp4").kept_bytes(1) == 2 * cost("dp4").activation_bytes
+    for text in ("dp4", "fsdp4"):
+        one = cost(text)
+        more = one.kept_bytes(3, holds_all=False) - one.kept_bytes(1, holds_all=False)
+        assert more == one.kept_bytes(3, holds_all=True) - one.kept_bytes(1, holds_all=True)
+        assert more == 2 * one.activation_bytes
+
+
+def test_sharded_gradients_come_when_activations_go_where_no_micro_batch_is_left_to_come() -> None:
+    for text in ("fsdp4", "gsdp4", "fsdp4-ckpt"):
+        one = cost(text)
+        gradients = 4 * held_elements(BLOCK, LayerStrategy.parse(text))
+        rest = one.state_bytes - gradients
+        assert one.kept_bytes(1, holds_all=False) == rest + gradients + one.activation_bytes
+        assert one.kept_bytes(1, holds_all=True) == rest + max(gradients, one.activation_bytes)
+        assert one.kept_bytes(2, holds_all=True) == rest + max(gradients, one.activation_bytes) + one.activation_bytes
+
+
+def test_gradients_in_buckets_are_there_all_the_time() -> None:
+    for text in ("dp4", "single", "tp4"):
+        assert cost(text).kept_bytes(1, holds_all=True) == cost(text).kept_bytes(1, holds_all=False)
+    half = cost("dp4", of=conditions(Precision.BF16))
+    assert half.kept_bytes(1, holds_all=True) < half.kept_bytes(1, holds_all=False)
 
 
 def test_overlap_slows_both_sides_until_the_shorter_ends() -> None:

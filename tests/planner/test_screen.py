@@ -62,7 +62,11 @@ class Stage:
         for entry, chosen in product(dict.fromkeys(self.entries), product(*(range(len(some)) for some in of_kind))):
             strategies = tuple(some[index] for some, index in zip(of_kind, chosen, strict=True))
             place = StagePosition(
-                pipeline.split.micro_batch_size, position.in_flight, entry, feeds_next=not position.is_last
+                micro_batch_size=pipeline.split.micro_batch_size,
+                in_flight=position.in_flight,
+                holds_all=position.in_flight == pipeline.split.num_micro_batches,
+                entry=entry,
+                feeds_next=not position.is_last,
             )
             cost = pipeline.prices.stage(layers, strategies, place)
             if cost.peak_bytes <= position.budget_bytes:
@@ -162,6 +166,7 @@ def layer(*options: tuple[float, int], slots: Integers, ahead: int = 0, leaving_
         seconds=np.array([seconds, none, none, none]),
         state_bytes=np.array(kept),
         activation_bytes=none,
+        reused_bytes=none,
         transient=none + 2,
         ahead=np.full(len(slots), ahead),
         slots=slots,

@@ -60,7 +60,13 @@ class Instance:
         return BoundTable([[self.graph]], self.contents, np.arange(len(self.options.exits)), exact_caps=exact_caps)
 
     def everything(self) -> Iterator[tuple[tuple[LayerStrategy, ...], StageCost]]:
-        position = StagePosition(self.micro_batch_size, self.task.in_flight, self.task.entry, self.task.feeds_next)
+        position = StagePosition(
+            micro_batch_size=self.micro_batch_size,
+            in_flight=self.task.in_flight,
+            holds_all=self.task.holds_all,
+            entry=self.task.entry,
+            feeds_next=self.task.feeds_next,
+        )
         fitting = [
             [s for s in self.candidates[layer] if self.micro_batch_size % s.data_degree == 0] for layer in self.layers
         ]
@@ -83,6 +89,7 @@ def instances(draw: generate.DrawFn) -> Instance:
     task = StageTask(
         weights=WEIGHTS,
         in_flight=draw(generate.integers(1, 3)),
+        holds_all=draw(generate.booleans()),
         budget_bytes=problem.cluster.device_memory_bytes,
         entry=draw(generate.sampled_from([None, *layouts])),
         feeds_next=feeds_next,
@@ -187,13 +194,13 @@ def test_a_stage_solved_by_hand() -> None:
     # it communicates once a step only; with less it is sharded.
     spec = builders.model(num_layers=1)
     problem = builders.problem(spec, builders.cluster(2))
-    task = StageTask(weights=WEIGHTS, in_flight=1, budget_bytes=1 << 30, entry=None, feeds_next=False)
+    task = StageTask(weights=WEIGHTS, in_flight=1, holds_all=True, budget_bytes=1 << 30, entry=None, feeds_next=False)
     roomy = Instance(problem, first=1, micro_batch_size=2, task=task)
     block = roomy.kinds[:1]
     best = roomy.search().best(block, None)
     assert best is not None
     assert [str(s) for s in best.strategies] == ["dp2"]
-    tight = StageTask(weights=WEIGHTS, in_flight=1, budget_bytes=best.peak_bytes - 1, entry=None, feeds_next=False)
+    tight = replace(task, budget_bytes=best.peak_bytes - 1)
     second = Instance(problem, first=1, micro_batch_size=2, task=tight).search().best(block, None)
     assert second is not None
     assert [str(s) for s in second.strategies] != ["dp2"]

@@ -50,7 +50,8 @@ class LayerCost:
         backward_seconds: per micro-batch, communication and recomputation included.
         sync_seconds: once per step, the part of the gradients' all-reduce that the last backward pass does not hide.
         optimizer_seconds: once per step, the gathering of changed parameters and the exchange of tied ones included.
-        state_bytes: held for the whole run.
+        state_bytes: parameters, gradients and optimizer.
+        late_bytes: of these, gradients that are there only from the layer's first backward pass to the end of a step.
         activation_bytes: held per micro-batch from forward to backward.
         transient_bytes: working memory above all that while the layer computes, its gathered parameters included.
         gathered_bytes: its parameters gathered ahead, while the layer after it is in its backward pass.
@@ -61,13 +62,24 @@ class LayerCost:
     sync_seconds: float
     optimizer_seconds: float
     state_bytes: int
+    late_bytes: int
     activation_bytes: int
     transient_bytes: int
     gathered_bytes: int
 
-    def kept_bytes(self, in_flight: int) -> int:
-        """Bytes held with ``in_flight`` micro-batches between forward and backward."""
-        return self.state_bytes + in_flight * self.activation_bytes
+    @property
+    def reused_bytes(self) -> int:
+        """Bytes that the first backward pass of a step frees of activations and takes for gradients."""
+        return min(self.late_bytes, self.activation_bytes)
+
+    def kept_bytes(self, in_flight: int, *, holds_all: bool) -> int:
+        """Bytes held at most with ``in_flight`` micro-batches between forward and backward.
+
+        Where those are all of the step (``holds_all``), the first backward pass begins at the most activations without
+        late gradients, and trades one for the other layer by layer: of each layer either is there, never both.
+        """
+        kept = self.state_bytes + in_flight * self.activation_bytes
+        return kept - self.reused_bytes if holds_all else kept
 
     def step_seconds(self, num_micro_batches: int) -> float:
         """Seconds of a whole step: what the search minimises over a stage's layers."""
@@ -104,6 +116,7 @@ def price(layer: LayerSpec, strategy: LayerStrategy, *, micro_batch_size: int, c
         + _seconds(spoken.update, conditions)
         + _sharing_seconds(layer, strategy, conditions),
         state_bytes=_state_bytes(layer, strategy, conditions.precision),
+        late_bytes=_late_bytes(layer, strategy, conditions.precision),
         activation_bytes=min(arriving, passes.activation_bytes) if strategy.checkpoint else passes.activation_bytes,
         transient_bytes=max(
             passes.transient_bytes
@@ -209,6 +222,13 @@ def _state_bytes(layer: LayerSpec, strategy: LayerStrategy, precision: Precision
     if strategy.num_shards > 1 or _computes_in_copy(precision):
         return stored + gathered_elements(layer, strategy) * precision.activation_bytes
     return stored
+
+
+def _late_bytes(layer: LayerSpec, strategy: LayerStrategy, precision: Precision) -> int:
+    """Bytes of gradients that torch makes in the backward pass; those of a bucket are there for the whole run."""
+    if strategy.num_shards > 1 or _computes_in_copy(precision):
+        return held_elements(layer, strategy) * precision.parameter_bytes
+    return 0
 
 
 def _computes_in_copy(precision: Precision) -> bool:

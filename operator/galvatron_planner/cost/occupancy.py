@@ -13,6 +13,8 @@ class Held(StrEnum):
     """What fills a device besides what it holds for the whole run."""
 
     ACTIVATIONS = "activations"
+    GRADIENTS = "gradients"
+    """Those that a backward pass makes; what lies in buckets for the whole run is a part of the states."""
     BOUNDARY = "boundary buffers"
     """What is exchanged with the neighbouring stages."""
     WORKING = "working memory"
@@ -23,7 +25,7 @@ class Occupancy:
     """Memory from ``seconds`` on, until the next value; ``bytes_by_use`` in the order of :class:`Held`."""
 
     seconds: float
-    bytes_by_use: tuple[int, int, int]
+    bytes_by_use: tuple[int, int, int, int]
 
     @property
     def total_bytes(self) -> int:
@@ -43,10 +45,11 @@ def occupancy(stage: StageTimeline) -> tuple[Occupancy, ...]:
     # Stable: what happens at the same moment stays in the order in which the device does it.
     changes = sorted(_changes(stage), key=lambda change: change.seconds)
     held = dict.fromkeys(Held, 0)
-    values = [Occupancy(0.0, (0, 0, 0))]
+    values = [Occupancy(0.0, (0, 0, 0, 0))]
     for change in changes:
         held[change.use] += change.num_bytes
-        values.append(Occupancy(change.seconds, (held[Held.ACTIVATIONS], held[Held.BOUNDARY], held[Held.WORKING])))
+        activations, gradients, boundary, working = (held[use] for use in Held)
+        values.append(Occupancy(change.seconds, (activations, gradients, boundary, working)))
     return tuple(values)
 
 
@@ -66,6 +69,8 @@ def _changes(stage: StageTimeline) -> Iterator[_Change]:
             yield from _forward(stage.facts, event, posted)
         else:
             yield from _backward(stage.facts, event, posted, forgotten)
+    late = sum(piece.late_bytes for piece in stage.facts.work.backward)
+    yield _Change(optimizer.end_seconds, Held.GRADIENTS, -late)
 
 
 def _forward(facts: StageFacts, event: Event, posted: float) -> Iterator[_Change]:
@@ -85,8 +90,11 @@ def _backward(facts: StageFacts, event: Event, posted: float, forgotten: float) 
     yield _Change(posted, Held.BOUNDARY, facts.exit_bytes)
     for piece, start, end in _spans(event, facts.work.backward):
         yield _Change(start, Held.WORKING, piece.working_bytes)
-        yield _Change(end, Held.WORKING, -piece.working_bytes)
         yield _Change(end, Held.ACTIVATIONS, -piece.kept_bytes)
+        if event.micro_batch == 0:
+            # What a reduction starts from is a part of the working memory: it is there beside what comes out.
+            yield _Change(end, Held.GRADIENTS, piece.late_bytes)
+        yield _Change(end, Held.WORKING, -piece.working_bytes)
     end = event.end_seconds
     yield _Change(end, Held.BOUNDARY, -2 * facts.exit_bytes)
     if facts.keeps_entry:

@@ -42,12 +42,14 @@ class StagePosition:
     Attributes:
         micro_batch_size: samples of one micro-batch over all devices of the stage.
         in_flight: micro-batches whose activations it holds at most.
+        holds_all: whether those are all of the step.
         entry: layout in which the previous stage sends, absent on the first stage.
         feeds_next: whether another stage follows.
     """
 
     micro_batch_size: int
     in_flight: int
+    holds_all: bool
     entry: Layout | None
     feeds_next: bool
 
@@ -162,7 +164,7 @@ class PriceList:
             max(cost.transient_bytes + ahead, move.transient_bytes)
             for cost, ahead, move in zip(costs, gathered, moves, strict=True)
         )
-        kept = sum(cost.kept_bytes(position.in_flight) for cost in costs)
+        kept = sum(cost.kept_bytes(position.in_flight, holds_all=position.holds_all) for cost in costs)
         leaving = self.leaving_bytes(stage_layers[-1], size)
         boundaries = self.entry_bytes(position, layouts[0], arriving[0])
         boundaries += self.exit_bytes(position, layouts[-1], leaving)

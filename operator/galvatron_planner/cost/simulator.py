@@ -75,7 +75,7 @@ class StageFacts:
         entry_seconds: one transfer to or from the previous stage; 0 on the first one.
         sync_seconds: gradient reduction that the last backward pass does not hide.
         optimizer_seconds: once per step.
-        state_bytes: parameters, gradients and optimizer.
+        state_bytes: parameters, optimizer, and gradients that are there for the whole run.
         entry_bytes: one payload from the previous stage.
         exit_bytes: one payload to the next stage.
         keeps_entry: whether the first layer wants another layout, so that what was received stays beside its input.
@@ -284,7 +284,7 @@ def _facts(
                 entry_seconds=facts[-1].hop_seconds if facts else 0.0,
                 sync_seconds=sum(cost.sync_seconds for cost in costs),
                 optimizer_seconds=sum(cost.optimizer_seconds for cost in costs),
-                state_bytes=sum(cost.state_bytes for cost in costs),
+                state_bytes=sum(cost.state_bytes - cost.late_bytes for cost in costs),
                 entry_bytes=facts[-1].exit_bytes if facts else 0,
                 exit_bytes=moved // exit_layout.num_slices if position.feeds_next else 0,
                 keeps_entry=entry is not None and entry != strategies[0].layout,

@@ -104,11 +104,13 @@ def stage_position(
     split: BatchSplit, *, schedule: Schedule, stage_index: int, num_stages: int, entry: Layout | None
 ) -> StagePosition:
     """Place a stage in a pipeline."""
+    held = in_flight(
+        schedule, stage_index=stage_index, num_stages=num_stages, num_micro_batches=split.num_micro_batches
+    )
     return StagePosition(
         micro_batch_size=split.micro_batch_size,
-        in_flight=in_flight(
-            schedule, stage_index=stage_index, num_stages=num_stages, num_micro_batches=split.num_micro_batches
-        ),
+        in_flight=held,
+        holds_all=held == split.num_micro_batches,
         entry=entry,
         feeds_next=stage_index < num_stages - 1,
     )

@@ -37,6 +37,7 @@ class Piece:
         shares: seconds by kind of work, in the order in which a picture shows them.
         working_bytes: held while it runs, above what is kept.
         kept_bytes: held from the start of the layer's forward to the end of its backward piece.
+        late_bytes: held from the end of the layer's first backward piece to the end of the step; 0 in forward.
         collectives: what it communicates, hidden behind computation or not.
     """
 
@@ -44,6 +45,7 @@ class Piece:
     shares: tuple[tuple[Work, float], ...]
     working_bytes: int
     kept_bytes: int
+    late_bytes: int
     collectives: tuple[Communication, ...]
 
     @property
@@ -139,6 +141,7 @@ def _layer_pieces(one: _Layer, *, layer_index: int, ahead: int) -> tuple[Piece, 
             # In forward nothing is recomputed and there are no gradients: only what was measured and what is gathered.
             working_bytes=min(cost.transient_bytes, int(one.measured("transient_bytes")) + cost.gathered_bytes),
             kept_bytes=cost.activation_bytes,
+            late_bytes=0,
             collectives=said.forward + said.forward_prefetched,
         ),
         Piece(
@@ -146,6 +149,7 @@ def _layer_pieces(one: _Layer, *, layer_index: int, ahead: int) -> tuple[Piece, 
             _with_rest(back, cost.backward_seconds),
             working_bytes=cost.transient_bytes + ahead,
             kept_bytes=cost.activation_bytes,
+            late_bytes=cost.late_bytes,
             collectives=blocking + said.backward_prefetched,
         ),
     )
@@ -164,6 +168,7 @@ def _move_pieces(
             ((Work.LAYOUT, seconds),),
             working_bytes=cost.transient_bytes,
             kept_bytes=0,
+            late_bytes=0,
             collectives=(exchange,) if seconds else (),
         )
         for seconds in (cost.forward_seconds, cost.backward_seconds)

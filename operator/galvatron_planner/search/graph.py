@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from galvatron_planner.search.options import Flags, Floats, Integers, PipelineOptions, rising
+from galvatron_planner.search.options import Flags, Floats, Integers, LayerOptions, PipelineOptions, rising
 from galvatron_planner.strategy import Layout
 
 Kinds = tuple[int, ...]
@@ -26,6 +26,7 @@ class StageTask:
     Attributes:
         weights: of the amounts of time in what is minimised: forward, backward, reduction, optimizer.
         in_flight: micro-batches whose activations the stage holds at most.
+        holds_all: whether those are all of the step.
         budget_bytes: device memory without the reserve.
         entry: layout in which the previous stage sends, absent on the first stage.
         feeds_next: whether another stage follows.
@@ -33,9 +34,14 @@ class StageTask:
 
     weights: tuple[float, float, float, float]
     in_flight: int
+    holds_all: bool
     budget_bytes: int
     entry: Layout | None
     feeds_next: bool
+
+    def kept(self, layer: LayerOptions) -> Integers:
+        """Bytes held by every option of a layer of the stage, (O,)."""
+        return layer.kept(self.in_flight, holds_all=self.holds_all)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +110,7 @@ class StageGraph:
 
     def _edges_in(self, kind: int) -> Edges:
         layer, entry = self.options.layers[kind], self.task.entry
-        kept = layer.kept(self.task.in_flight)
+        kept = self.task.kept(layer)
         own = self._weights @ layer.seconds
         before = next((a for a, b in pairwise(self.options.kinds) if b == kind), None)
         if entry is None or before is None:
@@ -124,4 +130,4 @@ class StageGraph:
         seconds = moved + (self._weights @ layer.seconds)[None, :]
         computing = self.options.layers[before].ahead[:, None] + layer.transient[None, :]
         working = np.maximum(moves.working[:, layer.state], computing)
-        return Edges(seconds, working, layer.kept(self.task.in_flight), layer.state, layer.slots)
+        return Edges(seconds, working, self.task.kept(layer), layer.state, layer.slots)

@@ -33,7 +33,7 @@ def memory_prices(options: PipelineOptions, task: StageTask) -> Floats:
 
 def _exchange_rates(layer: LayerOptions, task: StageTask) -> Iterator[float]:
     """Give the slopes of the lower hull of seconds over bytes kept, of all options and of each layout's."""
-    seconds, kept = np.array(task.weights) @ layer.seconds, layer.kept(task.in_flight)
+    seconds, kept = np.array(task.weights) @ layer.seconds, task.kept(layer)
     yield from _hull_rates(seconds, kept)
     for state in rising(layer.state):
         among = layer.state == state

@@ -234,6 +234,7 @@ class JointSearch:
         position = StagePosition(
             micro_batch_size=self._pipeline.split.micro_batch_size,
             in_flight=place.position.in_flight,
+            holds_all=place.position.holds_all,
             entry=place.entry_layout(entry),
             feeds_next=not place.position.is_last,
         )

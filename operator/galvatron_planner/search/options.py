@@ -39,6 +39,7 @@ class LayerOptions:
         seconds: by amount of time, (A, O).
         state_bytes: (O,), see :class:`~galvatron_planner.cost.layer.LayerCost`.
         activation_bytes: (O,).
+        reused_bytes: (O,).
         transient: (O,).
         ahead: bytes gathered ahead when the layer is in a state, (S,).
         slots: options that lead into each state, padded with O, (S, width).
@@ -50,6 +51,7 @@ class LayerOptions:
     seconds: Floats
     state_bytes: Integers
     activation_bytes: Integers
+    reused_bytes: Integers
     transient: Integers
     ahead: Integers
     slots: Integers
@@ -60,9 +62,14 @@ class LayerOptions:
         """States that some option leads into, rising."""
         return rising(self.state)
 
-    def kept(self, in_flight: int) -> Integers:
-        """Bytes held with ``in_flight`` micro-batches between forward and backward, (O,)."""
-        return self.state_bytes + in_flight * self.activation_bytes
+    def kept(self, in_flight: int, *, holds_all: bool) -> Integers:
+        """Bytes held with ``in_flight`` micro-batches, maybe all of the step, (O,): ``LayerCost.kept_bytes``."""
+        kept = self.state_bytes + in_flight * self.activation_bytes
+        return kept - self.reused_bytes if holds_all else kept
+
+    def least_kept(self, num_micro_batches: int) -> Integers:
+        """Bound the bytes held by every option on any stage of any schedule, (O,): those of one micro-batch."""
+        return self.kept(1, holds_all=num_micro_batches == 1)
 
     def restricted(self, kept: Flags, states: Flags) -> "LayerOptions":
         """Leave out options, (O,), and states, (S,)."""
@@ -73,6 +80,7 @@ class LayerOptions:
             seconds=self.seconds[:, kept],
             state_bytes=self.state_bytes[kept],
             activation_bytes=self.activation_bytes[kept],
+            reused_bytes=self.reused_bytes[kept],
             transient=self.transient[kept],
             ahead=self.ahead[states],
             slots=_slots(state, int(states.sum())),
@@ -186,14 +194,16 @@ class PipelineOptions:
         least = np.array([layer.seconds.min(axis=1) for layer in self.layers])
         return np.asarray(least[list(self.kinds)].T)
 
-    def least_weighted(self, weights: tuple[float, float, float, float], *, room: float) -> float:
+    def least_weighted(
+        self, weights: tuple[float, float, float, float], *, room: float, num_micro_batches: int
+    ) -> float:
         """Bound the weighted seconds of all layers together when they may keep ``room`` bytes, changes of layout free.
 
-        By memory prices, as in ``guide.py``, with one micro-batch in flight; infinite when nothing fits.
+        By memory prices, as in ``guide.py``; infinite when nothing fits.
         """
         counts = np.bincount(self.kinds, minlength=len(self.layers))
         seconds = [np.array(weights) @ layer.seconds for layer in self.layers]
-        kept = [layer.kept(1) for layer in self.layers]
+        kept = [layer.least_kept(num_micro_batches) for layer in self.layers]
         if sum(int(count * own.min()) for count, own in zip(counts, kept, strict=True)) > room:
             return float("inf")
         scale = max(float(np.ptp(own)) / max(float(np.ptp(held)), 1.0) for own, held in zip(seconds, kept, strict=True))
@@ -291,6 +301,7 @@ def _amounts(cost: LayerCost) -> tuple[float, ...]:
         cost.activation_bytes,
         cost.transient_bytes,
         cost.gathered_bytes,
+        cost.state_bytes - cost.reused_bytes,
     )
 
 
@@ -309,13 +320,14 @@ def _layer_options(
     state = _integers([states.index(_state(strategy)) for strategy in costs])
     ahead = np.zeros(len(states), dtype=np.int64)
     ahead[state] = [cost.gathered_bytes for cost in costs.values()]
-    amounts = np.array([_amounts(cost) for cost in costs.values()]).reshape(-1, 8).T
+    amounts = np.array([_amounts(cost) for cost in costs.values()]).reshape(-1, 9).T
     return LayerOptions(
         strategies=tuple(costs),
         state=state,
         seconds=amounts[:4],
         state_bytes=_integers([cost.state_bytes for cost in costs.values()]),
         activation_bytes=_integers([cost.activation_bytes for cost in costs.values()]),
+        reused_bytes=_integers([cost.reused_bytes for cost in costs.values()]),
         transient=_integers([cost.transient_bytes for cost in costs.values()]),
         ahead=ahead,
         slots=_slots(state, len(states)),

@@ -51,12 +51,14 @@ class PartitionSearch:
         m, stages = self._pipeline.split.num_micro_batches, self._num_stages
         budget = self._pipeline.positions()[0].budget_bytes
         largest = max(int(layer.transient.min()) for layer in self._options.layers)
-        work = self._options.least_weighted((m, m, 0.0, 0.0), room=stages * budget - largest)
+        work = self._options.least_weighted((m, m, 0.0, 0.0), room=stages * budget - largest, num_micro_batches=m)
         equal = work * (m + stages - 1) / stages / m
         # With fewer micro-batches than stages an unequal cut can be a little faster than the formula.
         sure = equal if self._schedule is Schedule.GPIPE or m > stages else work * max(1 / stages, 1 / m)
-        own = self._options.least_weighted((m, m, 1.0, 1.0), room=budget - largest) if stages == 1 else 0.0
-        least = max(sure, float(self._least_work.max()), own) * (1 - ROUNDING)
+        least = max(sure, float(self._least_work.max())) * (1 - ROUNDING)
+        if stages == 1:
+            own = self._options.least_weighted((m, m, 1.0, 1.0), room=budget - largest, num_micro_batches=m)
+            least = max(least, own * (1 - ROUNDING))
         return least + self._overhead, max(least, equal) + self._overhead
 
     def fits(self) -> bool:
@@ -87,7 +89,8 @@ class PartitionSearch:
     def least_peak(self) -> float:
         """Bound the device memory of every cut from below, without the reserve: all layers spread evenly."""
         counts = np.bincount(self._options.kinds, minlength=len(self._options.layers))
-        kept = sum(int(n * layer.kept(1).min()) for n, layer in zip(counts, self._options.layers, strict=True))
+        m = self._pipeline.split.num_micro_batches
+        kept = sum(int(n * layer.least_kept(m).min()) for n, layer in zip(counts, self._options.layers, strict=True))
         return kept / self._num_stages
 
     def smallest_peak(self) -> int | None:

@@ -51,6 +51,11 @@ class Position:
     is_first: bool
     is_last: bool
 
+    @property
+    def holds_all(self) -> bool:
+        """Tell whether all micro-batches of the step are in flight at once."""
+        return self.in_flight == self.num_micro_batches
+
     def weights(self, metric: Metric) -> Weights:
         """Weigh the amounts of time of a stage.
 
@@ -173,6 +178,7 @@ class Place:
             task = StageTask(
                 weights=weights,
                 in_flight=self.position.in_flight,
+                holds_all=self.position.holds_all,
                 budget_bytes=self.position.budget_bytes,
                 entry=self.entry_layout(entry),
                 feeds_next=not self.position.is_last,

@@ -45,9 +45,11 @@ class Screen:
         self._contents = contents
         self._positions = tuple(positions)
         self._weights = np.array([[one.weights(metric) for one in positions] for metric in Metric])
-        in_flight = np.array([float(one.in_flight) for one in positions])
         self._seconds = [np.einsum("wpa,ao->wpo", self._weights, layer.seconds) for layer in options.layers]
-        self._kept = [layer.state_bytes + in_flight[:, None] * layer.activation_bytes for layer in options.layers]
+        self._kept = [
+            np.array([layer.kept(one.in_flight, holds_all=one.holds_all) for one in positions], dtype=np.float64)
+            for layer in options.layers
+        ]
         self._prices = self._choose_prices()
         self._surpluses: dict[tuple[int, bool], Floats] = {}
         self._working = {pair: self._working_of(pair) for pair in contents.pairs}

@@ -6,7 +6,7 @@ stages fit. Legend: L layers.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -42,6 +42,7 @@ class _Costs:
         once_seconds: running sum of gradient reduction and optimizer.
         state_bytes: running sum of what is held for the whole run.
         activation_bytes: running sum of what is held per micro-batch in flight.
+        reused_bytes: running sum of the activations whose room the gradients of a step take over.
         working_bytes: per layer, needed above that while it computes.
         exit_bytes: per layer, its output of one micro-batch on one device.
     """
@@ -50,6 +51,7 @@ class _Costs:
     once_seconds: Floats
     state_bytes: Floats
     activation_bytes: Floats
+    reused_bytes: Floats
     working_bytes: Floats
     exit_bytes: Floats
 
@@ -61,14 +63,18 @@ class _Memory:
     Attributes:
         fixed: what does not depend on the number of micro-batches in flight; infinite where there is no layer.
         per_micro_batch: activations of each micro-batch in flight.
+        reused: of the activations, what counts as gradients already where all micro-batches are in flight.
         handed_on: per end, what leaves with each micro-batch and waits for its gradient, (L + 1,).
         counts: micro-batches in flight, per stage.
+        num_micro_batches: of the step.
     """
 
     fixed: Floats
     per_micro_batch: Floats
+    reused: Floats
     handed_on: Floats
     counts: tuple[int, ...]
+    num_micro_batches: int
 
     def stages(self) -> Iterator[Floats]:
         """Give the peak of each stage."""
@@ -87,6 +93,8 @@ class _Memory:
 
     def _stage(self, index: int, starts: int | slice) -> Floats:
         peak = self.fixed[starts] + self.counts[index] * self.per_micro_batch[starts]
+        if self.counts[index] == self.num_micro_batches:
+            peak = peak - self.reused[starts]
         if index < len(self.counts) - 1:
             # One for each micro-batch in flight, and one gradient.
             peak = peak + (self.counts[index] + 1) * self.handed_on
@@ -129,8 +137,7 @@ class UniformSearch:
 
     def smallest_peak(self, groups: Iterable[Sequence[UniformPlan]]) -> int | None:
         """Find the least device memory, reserve included, with which a plan fits; every group has one strategy."""
-        # Smaller micro-batches, and fewer of them, keep less; nothing else that is kept depends on the split.
-        frugal = (min(group, key=_amount_in_flight) for group in groups)
+        frugal = chain.from_iterable(_frugal(group) for group in groups)
         least: int | None = None
         for bound, plan in sorted(((self._least_bytes(plan), plan) for plan in frugal), key=lambda one: one[0]):
             if least is not None and bound >= least:
@@ -177,7 +184,10 @@ class UniformSearch:
     def _least_bytes(self, plan: UniformPlan) -> float:
         """Bound the peak: a stage holds its share of all state, and activations of one micro-batch."""
         costs = self._costs_of(plan)
-        return float(costs.state_bytes[-1] + costs.activation_bytes[-1]) / plan.num_stages
+        kept = costs.state_bytes[-1] + costs.activation_bytes[-1]
+        if plan.split.num_micro_batches == 1:
+            kept -= costs.reused_bytes[-1]
+        return float(kept) / plan.num_stages
 
     def _memory_of(self, plan: UniformPlan) -> "_Memory":
         costs = self._costs_of(plan)
@@ -197,8 +207,10 @@ class UniformSearch:
         return _Memory(
             fixed=between(costs.state_bytes) + working + handed_on[:, None],
             per_micro_batch=costs.activation_bytes[None, :] - costs.activation_bytes[:, None],
+            reused=costs.reused_bytes[None, :] - costs.reused_bytes[:, None],
             handed_on=handed_on,
             counts=tuple(counts),
+            num_micro_batches=plan.split.num_micro_batches,
         )
 
     def _costs_of(self, plan: UniformPlan) -> _Costs:
@@ -218,6 +230,7 @@ class UniformSearch:
                     cost.sync_seconds + cost.optimizer_seconds,
                     cost.state_bytes,
                     cost.activation_bytes,
+                    cost.reused_bytes,
                     cost.transient_bytes,
                     cost.gathered_bytes,
                     leaving[layer],
@@ -226,10 +239,10 @@ class UniformSearch:
             ],
             dtype=np.float64,
         )[self._kinds]
-        sums = np.concatenate([np.zeros((1, 4)), np.cumsum(each[:, :4], axis=0)])
-        ahead = np.concatenate([[0.0], each[:-1, 5]])
-        passes, once, states, activations = sums.T
-        return _Costs(passes, once, states, activations, each[:, 4] + ahead, each[:, 6])
+        sums = np.concatenate([np.zeros((1, 5)), np.cumsum(each[:, :5], axis=0)])
+        ahead = np.concatenate([[0.0], each[:-1, 6]])
+        passes, once, states, activations, reused = sums.T
+        return _Costs(passes, once, states, activations, reused, each[:, 5] + ahead, each[:, 7])
 
 
 def _strategies(num_devices: int) -> Iterator[LayerStrategy]:
@@ -253,5 +266,13 @@ def _admitted(limits: SearchLimits, layer: LayerSpec, strategy: LayerStrategy) -
     return not any(rule.removes(layer, strategy, limits) for rule in space.PRUNING_RULES)
 
 
-def _amount_in_flight(plan: UniformPlan) -> tuple[int, int]:
-    return plan.split.micro_batch_size, plan.split.num_micro_batches
+def _frugal(plans: Sequence[UniformPlan]) -> Iterator[UniformPlan]:
+    """Leave out plans of one strategy where another has smaller micro-batches, or as small ones, and no more of them.
+
+    Fewer micro-batches are worth smaller ones only where all are in flight and gradients come late.
+    """
+    fewest: int | None = None
+    for plan in sorted(plans, key=lambda one: (one.split.micro_batch_size, one.split.num_micro_batches)):
+        if fewest is None or plan.split.num_micro_batches < fewest:
+            fewest = plan.split.num_micro_batches
+            yield plan

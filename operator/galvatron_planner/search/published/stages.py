@@ -108,13 +108,9 @@ class StageSolver:
 
     def layer_bytes(self) -> Floats:
         """Give the least bytes that every layer keeps on every stage, (stages, layers)."""
-        held = [self._position(index, None).in_flight for index in range(self.num_stages)]
-        least = {
-            (layer, count): min(cost.kept_bytes(count) for cost in costs)
-            for layer, costs in self._costs.items()
-            for count in set(held)
-        }
-        return np.array([[least[layer, count] for layer in self.layers] for count in held], dtype=np.float64)
+        positions = [self._position(index, None) for index in range(self.num_stages)]
+        menus = [[self._menu(layer, position) for layer in self.layers] for position in positions]
+        return np.array([[menu.kept_bytes.min() for menu in row] for row in menus], dtype=np.float64)
 
     @property
     def _passes_per_stage(self) -> float:
@@ -145,7 +141,7 @@ class StageSolver:
         size = self.split.micro_batch_size
         arriving = [self._prices.arriving_bytes(layer, size) for layer in layers]
         leaving = self._prices.leaving_bytes(layers[-1], size)
-        menus = [self._menu(layer, position.in_flight) for layer in layers]
+        menus = [self._menu(layer, position) for layer in layers]
         entry_bytes = [self._prices.entry_bytes(position, first, arriving[0]) for first in self._layouts]
         first = menus[0]
         menus[0] = replace(first, kept_bytes=first.kept_bytes + np.array(entry_bytes, dtype=np.int64)[first.layout])
@@ -161,14 +157,18 @@ class StageSolver:
             budget_bytes=self.problem.cluster.device_memory_bytes - self.problem.profile.reserve_bytes,
         )
 
-    def _menu(self, layer: LayerSpec, in_flight: int) -> Menu:
-        key = layer, in_flight
+    def _menu(self, layer: LayerSpec, position: StagePosition) -> Menu:
+        # With one batch split, the number in flight tells whether those are all.
+        key = layer, position.in_flight
         if key not in self._menus:
             costs = self._costs[layer]
             self._menus[key] = Menu(
                 layout=np.array([self._layouts.index(one.layout) for one in self._strategies[layer]], dtype=np.int64),
                 seconds=np.array([self._seconds(cost) for cost in costs]),
-                kept_bytes=np.array([cost.kept_bytes(in_flight) for cost in costs], dtype=np.int64),
+                kept_bytes=np.array(
+                    [cost.kept_bytes(position.in_flight, holds_all=position.holds_all) for cost in costs],
+                    dtype=np.int64,
+                ),
                 working_bytes=np.array([cost.transient_bytes for cost in costs], dtype=np.int64),
                 ahead_bytes=np.array([cost.gathered_bytes for cost in costs], dtype=np.int64),
             )
