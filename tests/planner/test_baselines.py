@@ -56,6 +56,15 @@ def test_a_single_dimension_is_the_best_of_its_batch_splits(name: str, strategy:
     assert baseline.needed_bytes == (None if fitting else min(one.peak_bytes for one in every))
 
 
+def test_one_micro_batch_may_need_less_memory_than_more_and_smaller_ones() -> None:
+    # Few tokens: gradients outweigh activations, and only those of a single micro-batch are gone before they come.
+    spec = builders.model(num_layers=6, sequence_length=2)
+    problem = builders.problem(spec, builders.cluster(4, device_memory_bytes=1), batch=8)
+    needed = [one.peak_bytes for one in estimates_without_pipeline(problem, "fsdp4")]
+    assert needed[0] == min(needed) < needed[-1]
+    assert baselines(problem)["SDP"].needed_bytes == needed[0]
+
+
 def test_a_pipeline_is_cut_where_its_slowest_stage_is_fastest() -> None:
     # Embedding, six equal blocks and a light head: any other cut has a stage of two blocks and something else.
     baseline = baselines(small_problem())["PP"]
