@@ -123,6 +123,14 @@ def test_the_stage_search_equals_exhaustive_enumeration(instance: Instance) -> N
 
 
 @SLOW
+@given(instances(), generate.integers(1, 4))
+def test_what_a_layer_keeps_at_least_is_no_more_than_it_keeps_on_any_stage(instance: Instance, number: int) -> None:
+    for layer in instance.options.layers:
+        least = layer.least_kept(number)
+        assert all((least <= layer.kept(held, holds_all=held == number)).all() for held in range(1, number + 1))
+
+
+@SLOW
 @given(instances())
 def test_what_the_search_says_of_its_choice_is_what_the_cost_model_says(instance: Instance) -> None:
     costs = dict(instance.everything())

@@ -301,7 +301,7 @@ def _amounts(cost: LayerCost) -> tuple[float, ...]:
         cost.activation_bytes,
         cost.transient_bytes,
         cost.gathered_bytes,
-        cost.state_bytes - cost.reused_bytes,
+        cost.kept_bytes(1, holds_all=True),
     )
 
 

@@ -16,7 +16,7 @@ from galvatron_planner.cost.prices import PriceList
 from galvatron_planner.cost.step import BatchSplit, StageStrategies, price_step, stage_costs
 from galvatron_planner.dimensions import refusal
 from galvatron_planner.model import LayerSpec
-from galvatron_planner.problem import PlanningProblem, SearchLimits
+from galvatron_planner.problem import PlanningProblem, Schedule, SearchLimits
 from galvatron_planner.search.cuts import Cut, between, lightest_cut
 from galvatron_planner.search.joint import Candidate
 from galvatron_planner.search.options import Floats
@@ -137,17 +137,20 @@ class UniformSearch:
 
     def smallest_peak(self, groups: Iterable[Sequence[UniformPlan]]) -> int | None:
         """Find the least device memory, reserve included, with which a plan fits; every group has one strategy."""
-        frugal = chain.from_iterable(_frugal(group) for group in groups)
+        frugal = chain.from_iterable(_frugal(group, self._problem.limits.schedule) for group in groups)
         least: int | None = None
         for bound, plan in sorted(((self._least_bytes(plan), plan) for plan in frugal), key=lambda one: one[0]):
             if least is not None and bound >= least:
                 break
-            cut = lightest_cut(self._memory_of(plan).stages())
+            memory = self._memory_of(plan)
+            if least is not None and not memory.fits(least - 1):
+                continue
+            cut = lightest_cut(memory.stages())
             if cut is not None:
                 costs = stage_costs(self._prices, self._problem, self._stages(plan, cut), plan.split)
-                peak = max(cost.peak_bytes for cost in costs) + self._problem.profile.reserve_bytes
+                peak = max(cost.peak_bytes for cost in costs)
                 least = peak if least is None else min(least, peak)
-        return least
+        return None if least is None else least + self._problem.profile.reserve_bytes
 
     def _fit(self, plan: UniformPlan) -> Candidate | None:
         if plan not in self._fitted:
@@ -187,7 +190,8 @@ class UniformSearch:
         kept = costs.state_bytes[-1] + costs.activation_bytes[-1]
         if plan.split.num_micro_batches == 1:
             kept -= costs.reused_bytes[-1]
-        return float(kept) / plan.num_stages
+        working = costs.working_bytes.max() if plan.num_stages == 1 else costs.working_bytes.min()
+        return float(kept) / plan.num_stages + float(working)
 
     def _memory_of(self, plan: UniformPlan) -> "_Memory":
         costs = self._costs_of(plan)
@@ -266,13 +270,15 @@ def _admitted(limits: SearchLimits, layer: LayerSpec, strategy: LayerStrategy) -
     return not any(rule.removes(layer, strategy, limits) for rule in space.PRUNING_RULES)
 
 
-def _frugal(plans: Sequence[UniformPlan]) -> Iterator[UniformPlan]:
+def _frugal(plans: Sequence[UniformPlan], schedule: Schedule) -> Iterator[UniformPlan]:
     """Leave out plans of one strategy where another has smaller micro-batches, or as small ones, and no more of them.
 
-    Fewer micro-batches are worth smaller ones only where all are in flight and gradients come late.
+    Larger ones are worth a look only where fewer are in flight for it, or none is left to come when gradients do.
     """
     fewest: int | None = None
     for plan in sorted(plans, key=lambda one: (one.split.micro_batch_size, one.split.num_micro_batches)):
-        if fewest is None or plan.split.num_micro_batches < fewest:
-            fewest = plan.split.num_micro_batches
+        number = plan.split.num_micro_batches
+        is_queueing = schedule is Schedule.ONE_F_ONE_B and number > plan.num_stages
+        if fewest is None or (number < fewest and not is_queueing):
+            fewest = number
             yield plan
