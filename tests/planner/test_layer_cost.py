@@ -164,6 +164,11 @@ def test_gradients_in_buckets_are_there_all_the_time() -> None:
     assert half.kept_bytes(1, holds_all=True) < half.kept_bytes(1, holds_all=False)
 
 
+def test_sharded_gradients_of_a_copy_count_as_if_they_were_there_all_the_time() -> None:
+    for text in ("fsdp4", "gsdp4"):
+        assert cost(text, of=conditions(Precision.BF16)).late_bytes == 0
+
+
 def test_overlap_slows_both_sides_until_the_shorter_ends() -> None:
     # By hand: 2 s of computation take 3 s; meanwhile 3 / 1.25 = 2.4 s of 4 s communication are done, 1.6 s stick out.
     assert overlapped_seconds(2.0, 4.0, computation_slowdown=1.5, communication_slowdown=1.25) == pytest.approx(4.6)
