@@ -97,6 +97,10 @@ class CachedCluster:
         owned = sorted(self._owned.get(labels[names.LABEL_JOB_UID], ()))
         return tuple(self._found[key] for key in owned if key[0] is kind and namespace in (None, key[1]))
 
+    async def events(self, ref: ObjectRef) -> tuple[Manifest, ...]:
+        """Read what has been said about one object, which has a uid; events are not kept here."""
+        return await self._cluster.events(ref)
+
     async def apply(self, manifest: Manifest) -> Manifest:
         """Create or update an object, taking over the fields that it names, and return what came of it."""
         return self._written(manifest, await self._cluster.apply(manifest))

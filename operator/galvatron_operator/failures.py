@@ -140,38 +140,6 @@ def cause(failures: Iterable[Failure], *, now: datetime) -> Failure | None:
     return first if now - first.time >= timedelta(seconds=SETTLE_SECONDS) else None
 
 
-@dataclass(frozen=True, slots=True)
-class Obstacle:
-    """Why a pod has not started yet; it may still resolve itself."""
-
-    reason: str
-    message: str
-
-
-_IMAGE_PROBLEMS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
-_CONTAINER_PROBLEMS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
-
-
-def obstacle(pods: Iterable[Pod]) -> Obstacle | None:
-    """Tell what keeps pods from starting; the first pod with a reason speaks for all."""
-    return next((found for pod in pods if (found := _obstacle_of(pod)) is not None), None)
-
-
-def _obstacle_of(pod: Pod) -> Obstacle | None:
-    name, status = pod["metadata"]["name"], pod.get("status", {})
-    for condition in status.get("conditions", ()):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return Obstacle("Unschedulable", f"{name}: {condition.get('message') or condition.get('reason', '')}")
-    for container in status.get("containerStatuses", ()):
-        waiting = container.get("state", {}).get("waiting") or {}
-        message = f"{name}: {waiting.get('reason')}: {waiting.get('message', '')}"
-        if waiting.get("reason") in _IMAGE_PROBLEMS:
-            return Obstacle("ImagePullError", message)
-        if waiting.get("reason") in _CONTAINER_PROBLEMS:
-            return Obstacle("ContainerError", message)
-    return None
-
-
 def parse_time(text: str) -> datetime:
     """Read a time as the API writes it."""
     return datetime.fromisoformat(text).astimezone(UTC)

@@ -15,7 +15,7 @@ from typing import Any
 import kopf
 
 from galvatron_operator import names
-from galvatron_operator.decide import Decision, Kind, SearchOutcome
+from galvatron_operator.decide import Decision, Kind, SearchOutcome, is_ours
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.metrics import OperatorMetrics
 from galvatron_operator.planning import SearchProcesses
@@ -56,7 +56,7 @@ class Operator:
     def remember(self, event_type: str | None, body: Manifest) -> None:
         """Refresh the cache with an event on a GalvatronJob, and look at the job."""
         key = JobKey(body["metadata"]["namespace"], body["metadata"]["name"])
-        if event_type == "DELETED":
+        if event_type == "DELETED" or not is_ours(body):
             self.bodies.pop(key, None)
         else:
             self.metrics.job_changed(self.bodies.get(key), body)

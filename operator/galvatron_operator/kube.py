@@ -19,7 +19,7 @@ from galvatron_operator import names
 from galvatron_operator.decide import Kind, ObjectRef
 from galvatron_operator.lease import NOBODY, Lease
 from galvatron_operator.manifests.metadata import Manifest
-from galvatron_operator.reconcile import ClusterError, Conflict, NotFound, Refused, Unreachable
+from galvatron_operator.reconcile import ClusterError, Conflict, Forbidden, NotFound, Refused, Unreachable
 
 TIMEOUT_SECONDS = (5.0, 30.0)
 """To connect, and between two parts of an answer. A leader's last write is sent within the first of these, which is the
@@ -68,6 +68,12 @@ class KubernetesCluster:
         # The items of a list come without these two.
         header = {"apiVersion": answer["apiVersion"], "kind": str(kind)}
         return tuple(header | item for item in answer["items"])
+
+    async def events(self, ref: ObjectRef) -> tuple[Manifest, ...]:
+        """Read what has been said about one object, which has a uid."""
+        selector = f"involvedObject.uid={ref.uid}"
+        answer = await self._request("get", Kind.EVENT, ref.namespace, field_selector=selector)
+        return tuple(answer["items"])
 
     async def apply(self, manifest: Manifest) -> Manifest:
         """Create or update an object, taking over the fields that it names, and return what came of it."""
@@ -215,7 +221,7 @@ def _translate(error: DynamicApiError, request: str) -> ClusterError:
     if error.status in _PERMANENT:
         return Refused(problem, remedy="correct the fields that the message names")
     if error.status == 403:
-        return Unreachable(problem, remedy="grant the operator this right, or raise the quota that the message names")
+        return Forbidden(problem, remedy="grant the operator this right, or raise the quota that the message names")
     return Unreachable(problem, remedy="wait for the API server to recover")
 
 

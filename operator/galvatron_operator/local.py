@@ -22,7 +22,7 @@ from galvatron_operator.rundirectory import RunDirectory, stored
 from galvatron_operator.supervised import free_port, supervise
 from galvatron_operator.torchrun import Launch
 from galvatron_planner.cluster import Cluster
-from galvatron_planner.errors import InvalidInput
+from galvatron_planner.errors import InvalidInput, NoFeasiblePlan
 from galvatron_planner.plan import Plan
 from galvatron_planner.problem import Algorithm, PlanningProblem
 from galvatron_planner.profiles import Profile, ProfileRequest, ProfileSource
@@ -123,7 +123,11 @@ def plan(
         )
     asked = problem(job, directory, port=port, listener=listener, fixed=fixed)
     listener.start("plan", "searching strategies" if fixed is None else "pricing the plan that was given")
-    solution = search(asked) if fixed is None else price_fixed(asked, fixed)
+    try:
+        solution = search(asked) if fixed is None else price_fixed(asked, fixed)
+    except NoFeasiblePlan as error:
+        told = error.problem + job.kept_free
+        raise NoFeasiblePlan(told, changes=error.changes, needed_bytes=error.needed_bytes) from error
     directory.plan.write_text(solution.plan.to_json())
     directory.report.write_text(solution.report.to_json())
     estimate = solution.plan.estimate

@@ -23,11 +23,14 @@ from galvatron_operator.decide import (
     SearchOutcome,
     decide,
     fixed_plan_to_look_up,
+    hinder,
+    is_ours,
     profile_to_look_up,
     reference,
     reject,
 )
 from galvatron_operator.manifests.metadata import Manifest
+from galvatron_operator.obstacles import unexplained
 from galvatron_operator.settings import Settings
 from galvatron_planner.errors import GalvatronError
 from galvatron_planner.worker import WorkerState, WorkerStatus
@@ -41,6 +44,10 @@ class ClusterError(GalvatronError):
 
 class Unreachable(ClusterError):
     """Temporary: the API server is away, overloaded, or does not allow it yet."""
+
+
+class Forbidden(ClusterError):
+    """Temporary: a right is missing, or a quota is used up; both can be granted while a job waits."""
 
 
 class Conflict(ClusterError):
@@ -78,6 +85,9 @@ class Cluster(Protocol):
 
     async def list(self, kind: Kind, *, namespace: str | None, labels: Mapping[str, str]) -> tuple[Manifest, ...]:
         """Read every object of a kind that carries ``labels``, in one namespace or in all."""
+
+    async def events(self, ref: ObjectRef) -> tuple[Manifest, ...]:
+        """Read what has been said about one object, which has a uid."""
 
     async def apply(self, manifest: Manifest) -> Manifest:
         """Create or update an object, taking over the fields that it names, and return what came of it."""
@@ -136,6 +146,8 @@ async def reconcile(key: JobKey, ports: Ports, *, settings: Settings, now: datet
     if body is None:
         ports.searches.forget(key)
         return Decision()
+    if not is_ours(body):
+        return Decision()
     seen = await observe(key, body, ports, settings=settings)
     decision = decide(body, seen, now=now, settings=settings)
     try:
@@ -146,6 +158,9 @@ async def reconcile(key: JobKey, ports: Ports, *, settings: Settings, now: datet
         rejection = reject(body, seen, error, now=now)
         await _write_status(ports.cluster, body, rejection)
         return rejection
+    except Forbidden as error:
+        await _say_forbidden(key, ports.cluster, error, now=now)
+        raise
     return decision
 
 
@@ -169,6 +184,7 @@ async def observe(key: JobKey, body: Manifest, ports: Ports, *, settings: Settin
         result=await _result(pods, reports, ports.workers),
         search=ports.searches.outcome(key),
         fixed_plan=fixed_plan,
+        events=await _events(key, children, ports.cluster),
     )
 
 
@@ -258,6 +274,24 @@ async def _change(manifest: Manifest, found: ObjectRef, cluster: Cluster) -> Non
         await cluster.delete(found)
         remedy = "look again when it is gone"
         raise Conflict(f"{found.kind} {found.namespace}/{found.name} is made anew: {error}", remedy=remedy) from error
+
+
+async def _say_forbidden(key: JobKey, cluster: Cluster, error: Forbidden, *, now: datetime) -> None:
+    """Put into the status what keeps an object from being written, on top of the status that this round has written."""
+    body = await cluster.get(ObjectRef(Kind.GALVATRON_JOB, key.namespace, key.name))
+    if body is not None:
+        await _write_status(cluster, body, hinder(body, error, now=now))
+
+
+async def _events(key: JobKey, children: tuple[Manifest, ...], cluster: Cluster) -> tuple[Manifest, ...]:
+    """Ask why pods are missing or wait; without the answer a job goes on all the same."""
+    refs = [reference(child) for child in unexplained(children)]
+    try:
+        found = await asyncio.gather(*(cluster.events(ref) for ref in refs))
+    except ClusterError as error:
+        log.warning("events cannot be read", extra={"job": str(key), "error": str(error)})
+        return ()
+    return tuple(event for events in found for event in events)
 
 
 async def _check_name_is_free(manifest: Manifest, body: Manifest, cluster: Cluster) -> None:

@@ -203,6 +203,24 @@ WRONG: dict[str, tuple[str, Changes]] = {
     "a variable of the launcher": ("spec.runtime.env", {"spec.runtime": {"env": [{"name": "RANK", "value": "0"}]}}),
     "a variable of torchrun": ("spec.runtime.env", {"spec.runtime": {"env": [{"name": "PET_NNODES", "value": "0"}]}}),
     "a variable twice": ("spec.runtime.env", {"spec.runtime": {"env": [{"name": "A"}, {"name": "A"}]}}),
+    "a manager without a domain": ("spec.managedBy", {"spec.managedBy": "kueue"}),
+    "more memory kept free than there is": (
+        "spec.budget.memoryReservePercent",
+        {"spec.budget.memoryReservePercent": 100},
+    ),
+    "a price that is no number": ("spec.budget.costPerGPUHour", {"spec.budget.costPerGPUHour": "2.50 EUR"}),
+    "shared memory of nothing": (
+        "spec.runtime.sharedMemory.sizeLimit",
+        {"spec.runtime": {"sharedMemory": {"sizeLimit": "0Gi"}}},
+    ),
+    "a priority that is a number": (
+        "spec.scheduling.priorityClassName",
+        {"spec.scheduling": {"priorityClassName": 1000}},
+    ),
+    "a status that is never written": (
+        "spec.observability.statusPeriodSeconds",
+        {"spec.observability": {"statusPeriodSeconds": 0}},
+    ),
     "a port of the system": ("spec.observability.metricsPort", {"spec.observability": {"metricsPort": 80}}),
     "an unknown field": ("spec.budgets", {"spec.budgets": {"gpus": 4}}),
 }

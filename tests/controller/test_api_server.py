@@ -116,6 +116,10 @@ def test_the_api_server_and_parse_fill_in_the_same_defaults(served: Mapping[str,
     [
         ("spec.suspend", True, True),
         ("spec.lifecycle", {"activeDeadlineSeconds": 60}, True),
+        ("spec.observability", {"statusPeriodSeconds": 60}, True),
+        ("spec.observability", {"metricsPort": 9465}, False),
+        ("spec.managedBy", "kueue.x-k8s.io/multikueue", False),
+        ("spec.scheduling", {"priorityClassName": "high"}, False),
         ("spec.budget.gpus", 8, False),
         ("spec.training.steps", 11, False),
         ("spec.checkpoint", {"volume": {"claimName": "c"}, "periodSteps": 1}, False),
@@ -148,6 +152,7 @@ ON_CPU_WITH_EVERYTHING: Changes = {
     "spec.runtime": {
         "env": [{"name": "A", "value": "b"}],
         "imagePullSecrets": [{"name": "registry"}],
+        "sharedMemory": {"sizeLimit": "64Mi"},
         "nodeSelector": {"kubernetes.io/os": "linux"},
         "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "1Gi"}},
         "tolerations": [{"key": "a", "operator": "Exists"}],

@@ -21,13 +21,14 @@ from fakes.operation import body
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, JobStatus
 from galvatron_operator.cache import CachedCluster
-from galvatron_operator.decide import Kind, ObjectRef, reference
+from galvatron_operator.decide import Event, Kind, ObjectRef, reference
 from galvatron_operator.election import Leases
 from galvatron_operator.kube import KubernetesCluster, KubernetesLease
 from galvatron_operator.lease import NOBODY, Lease
 from galvatron_operator.manifests.metadata import Manifest
-from galvatron_operator.reconcile import Cluster, Conflict, NotFound, Refused
+from galvatron_operator.reconcile import Cluster, Conflict, NotFound, Refused, event_manifest
 
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 Answer = TypeVar("Answer")
 CRD = Path(__file__).parents[2] / "crds" / "galvatronjobs.yaml"
 
@@ -193,13 +194,21 @@ def test_a_pod_that_no_kubelet_ends_goes_only_without_a_grace_period(site: Site)
     assert site.get(made) is None
 
 
+def test_events_are_those_of_one_object(site: Site) -> None:
+    one, two = site.apply(site.config_map("one")), site.apply(site.config_map("two"))
+    for made in (one, two):
+        site.apply(event_manifest(Event("Refused", made["metadata"]["name"], warning=True), made, now=NOW))
+    [found] = site.run(site.cluster.events(reference(one)))
+    assert (found["reason"], found["message"]) == ("Refused", "one")
+
+
 def status_of(made: Manifest, status: JobStatus) -> Manifest:
     kept = {key: made["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")}
     return {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": kept, "status": status.dump()}
 
 
 def first_status() -> JobStatus:
-    return JobStatus.first(generation=1, now=datetime(2026, 1, 1, tzinfo=UTC))
+    return JobStatus.first(generation=1, now=NOW)
 
 
 def test_a_status_is_kept_and_leaves_the_generation(site: Site) -> None:

@@ -157,12 +157,15 @@ def test_every_text_and_every_list_is_bounded() -> None:
             assert path.endswith("conditions") or "items" in schema
 
 
-def test_every_part_but_suspend_and_lifecycle_is_immutable() -> None:
+def test_what_pods_are_made_of_is_immutable() -> None:
     def is_immutable(schema: Schema) -> bool:
         return any(rule["rule"] == "self == oldSelf" for rule in schema.get("x-kubernetes-validations", ()))
 
     parts = OBJECT["properties"]["spec"]["properties"]
-    assert {name for name, schema in parts.items() if not is_immutable(schema)} == {"suspend", "lifecycle"}
+    mutable = {name for name, schema in parts.items() if not is_immutable(schema)}
+    assert mutable == {"suspend", "lifecycle", "observability"}
+    watching = parts["observability"]["properties"]
+    assert {name for name, schema in watching.items() if not is_immutable(schema)} == {"statusPeriodSeconds"}
 
 
 def test_the_schema_and_the_checks_reserve_the_same_variables() -> None:

@@ -22,7 +22,9 @@ from galvatron_operator.decide.profiling import request_of
 from galvatron_operator.decide.restarting import back_off_seconds
 from galvatron_operator.manifests import profiling, training
 from galvatron_operator.manifests.metadata import Manifest
+from galvatron_planner.plan import Plan
 from galvatron_planner.profiles import ProfileSource
+from galvatron_planner.units import GIB
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -148,6 +150,34 @@ def test_a_search_without_a_plan_fails_the_job_with_its_reason(problem: SearchPr
     decision = look(job(), cached_profile=cached(job()), search=outcome)
     assert reasons(decision)[ConditionType.FAILED] == reasons(decision)[ConditionType.PLAN_READY] == problem
     assert reasons(decision)[ConditionType.COMPLETE] == "DidNotComplete"
+
+
+def test_memory_that_is_kept_free_is_not_searched_and_is_named_where_it_lacks() -> None:
+    budget = {"gpus": 4, "gpusPerNode": 2, "resourceName": "cpu", "memoryPerGPU": "4Gi", "memoryReservePercent": 25}
+    wanted = job(budget=budget)
+    order = look(wanted, cached_profile=cached(wanted)).search
+    assert order is not None
+    assert order.problem.cluster.device_memory_bytes == 3 * GIB
+    outcome = SearchOutcome(order.digest, 1.0, problem=SearchProblem.NO_FEASIBLE_PLAN, message="nothing fits")
+    failed = look(wanted, cached_profile=cached(wanted), search=outcome).status
+    condition = failed.find(ConditionType.FAILED) if failed else None
+    assert condition is not None
+    assert condition.message == "nothing fits (25 % of spec.budget.memoryPerGPU stay free: memoryReservePercent)"
+
+
+def test_a_plan_says_what_its_training_costs() -> None:
+    budget = {"gpus": 4, "gpusPerNode": 2, "resourceName": "cpu", "memoryPerGPU": "4Gi", "costPerGPUHour": "2.50"}
+    training_ = {"globalBatchSize": {"value": 8}, "steps": 3600, "precision": "FP32"}
+    for cost in (budget, {name: value for name, value in budget.items() if name != "costPerGPUHour"}):
+        wanted = job(budget=cost, training=training_)
+        plan = kept_plan(wanted)
+        status = look(wanted, children=(plan,)).status
+        assert status is not None
+        assert status.plan is not None
+        # By hand: every step is an hour of one device times 4 devices / 3600 steps an hour and second.
+        hours = 4 * Plan.from_json(plan["data"][names.PLAN_KEY]).estimate.step_seconds
+        assert status.plan.estimates.gpu_hours == f"{hours:.2f}"
+        assert status.plan.estimates.cost == (f"{2.5 * hours:.2f}" if "costPerGPUHour" in cost else None)
 
 
 FIXED = {"algorithm": "Fixed", "fixedPlanRef": {"name": "mine"}}

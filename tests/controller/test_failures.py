@@ -11,7 +11,6 @@ from galvatron_operator.failures import (
     FailureReason,
     cause,
     failure_of,
-    obstacle,
 )
 from galvatron_planner.worker import ExitClass, WorkerFailure, WorkerState, WorkerStatus
 
@@ -118,23 +117,3 @@ def test_a_lost_connection_waits_for_its_cause_before_it_stands() -> None:
     assert cause([failed(FailureReason.COMMUNICATION, 5)], now=NOW) is None
     old = failed(FailureReason.COMMUNICATION, 60)
     assert cause([old], now=NOW) is old
-
-
-OBSTACLES = {
-    "Unschedulable": pod(conditions=[{"type": "PodScheduled", "status": "False", "message": "0/2 nodes"}]),
-    "ImagePullError": pod(containerStatuses=[{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]),
-    "ContainerError": pod(containerStatuses=[{"state": {"waiting": {"reason": "CreateContainerConfigError"}}}]),
-}
-
-
-@pytest.mark.parametrize("reason", OBSTACLES)
-def test_what_keeps_a_pod_from_starting_is_told(reason: str) -> None:
-    found = obstacle([pod(phase="Running"), OBSTACLES[reason]])
-    assert found is not None
-    assert found.reason == reason
-    assert "small-0" in found.message
-
-
-def test_pods_that_are_starting_normally_have_no_obstacle() -> None:
-    starting = pod(containerStatuses=[{"state": {"waiting": {"reason": "ContainerCreating"}}}])
-    assert obstacle([starting, pod(phase="Running")]) is None

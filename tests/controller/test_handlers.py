@@ -73,6 +73,16 @@ def test_a_job_that_is_gone_leaves_the_cache() -> None:
     during(world, scenario)
 
 
+def test_a_job_of_another_manager_has_no_metrics() -> None:
+    world = World()
+
+    async def scenario(operator: Operator) -> None:
+        operator.remember("ADDED", await world.cluster.apply(body(managedBy="example.com/dispatcher")))
+        assert operator.bodies == {}
+
+    during(world, scenario)
+
+
 class AwayCluster(FakeCluster):
     """An API server that answers nothing."""
 

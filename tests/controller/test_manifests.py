@@ -301,6 +301,20 @@ def test_pods_are_placed_and_pulled_as_the_job_says() -> None:
         assert toleration in pod_spec(owner)["tolerations"]
 
 
+def test_pods_have_the_priority_that_the_job_asks_for() -> None:
+    urgent = job({"spec.scheduling": {"priorityClassName": "training-high"}})
+    for owner in (trainers(urgent), profilers(urgent)):
+        assert pod_spec(owner)["priorityClassName"] == "training-high"
+    assert "priorityClassName" not in pod_spec(trainers(job()))
+
+
+def test_shared_memory_ends_where_the_job_says() -> None:
+    limited = job({"spec.runtime": {"sharedMemory": {"sizeLimit": "64Gi"}}})
+    for owner in (trainers(limited), profilers(limited)):
+        [volume] = [v for v in pod_spec(owner)["volumes"] if v["name"] == "shared-memory"]
+        assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": "64Gi"}
+
+
 def test_a_users_variable_wins_over_a_default_of_ours() -> None:
     chosen = job({**ON_CPU, "spec.runtime": {"env": [{"name": "OMP_NUM_THREADS", "value": "2"}]}})
     owner = profilers(chosen)

@@ -43,6 +43,10 @@ class FakeCluster:
             if of_kind is kind and namespace in (None, within) and self._has(found, labels)
         )
 
+    async def events(self, ref: ObjectRef) -> tuple[Manifest, ...]:
+        found = await self.list(Kind.EVENT, namespace=ref.namespace, labels={})
+        return tuple(event for event in found if event["involvedObject"]["uid"] == ref.uid)
+
     async def apply(self, manifest: Manifest) -> Manifest:
         key = _key(manifest)
         existing = self.objects.get(key)

@@ -59,6 +59,10 @@ class StoppingCluster:
         found: tuple[Manifest, ...] = await self._cluster.list(kind, namespace=namespace, labels=labels)
         return found
 
+    async def events(self, ref: ObjectRef) -> tuple[Manifest, ...]:
+        found: tuple[Manifest, ...] = await self._cluster.events(ref)
+        return found
+
     async def apply(self, manifest: Manifest) -> Manifest:
         self._count()
         made: Manifest = await self._cluster.apply(manifest)

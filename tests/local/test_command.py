@@ -16,6 +16,7 @@ import yaml
 
 from command import GALVATRON, galvatron
 from galvatron_planner.plan import Plan
+from galvatron_planner.units import GIB
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
@@ -183,6 +184,21 @@ def test_a_job_that_is_never_measured_is_planned_for_devices_that_are_not_here(t
     assert Plan.from_json((tmp_path / "run" / "plan.json").read_text()).cluster.num_nodes == 2
     explained = galvatron("explain", "run", folder=tmp_path)
     assert "estimates from data sheets, not measured" in explained.stdout
+
+
+@pytest.mark.slow
+def test_memory_that_is_kept_free_is_no_plans(tmp_path: Path) -> None:
+    def planned(percent: int, memory: str) -> subprocess.CompletedProcess[str]:
+        budget = {"gpus": 4, "gpusPerNode": 2, "memoryPerGPU": memory, "memoryReservePercent": percent}
+        job = write_job(tmp_path, budget=budget, profiling={"policy": "Never", "device": "a100-40gb"})
+        return galvatron("plan", job, "--directory", f"run-{percent}", folder=tmp_path)
+
+    answer = planned(20, "40Gi")
+    assert answer.returncode == 0, answer.stderr
+    assert Plan.from_json((tmp_path / "run-20" / "plan.json").read_text()).cluster.device_memory_bytes == 32 * GIB
+    refused = planned(90, "1Mi")
+    assert refused.returncode == 1
+    assert "(90 % of spec.budget.memoryPerGPU stay free: memoryReservePercent)" in " ".join(refused.stderr.split())
 
 
 def test_a_port_in_use_is_named_before_anything_starts(tmp_path: Path) -> None:

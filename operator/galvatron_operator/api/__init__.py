@@ -4,7 +4,15 @@ The first box of *job -> profile -> plan -> training*. Knows the planner's types
 """
 
 from galvatron_operator.api.job import GalvatronJob, Metadata, parse, training_spec
-from galvatron_operator.api.spec import DatasetSource, Execution, ForceDeleteLostPods, ProfilingPolicy, Resume, Spec
+from galvatron_operator.api.spec import (
+    CONTROLLER,
+    DatasetSource,
+    Execution,
+    ForceDeleteLostPods,
+    ProfilingPolicy,
+    Resume,
+    Spec,
+)
 from galvatron_operator.api.status import (
     Condition,
     ConditionStatus,
@@ -23,6 +31,7 @@ from galvatron_operator.api.status import (
 )
 
 __all__ = [
+    "CONTROLLER",
     "Condition",
     "ConditionStatus",
     "ConditionType",

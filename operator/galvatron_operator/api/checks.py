@@ -70,6 +70,8 @@ def check_spec(spec: Spec) -> None:
         InvalidInput: with the first rule that is broken.
     """
     parse_bytes(spec.budget.memory_per_gpu, where="spec.budget.memoryPerGPU")
+    if spec.runtime.shared_memory.size_limit is not None:
+        parse_bytes(spec.runtime.shared_memory.size_limit, where="spec.runtime.sharedMemory.sizeLimit")
     for rule in RULES:
         for finding in rule(spec):
             raise InvalidInput(f"{finding.field} {finding.problem}", remedy=finding.remedy)

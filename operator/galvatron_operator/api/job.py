@@ -100,14 +100,21 @@ class GalvatronJob(SpecValue):
 
     @property
     def cluster(self) -> Cluster:
-        """The devices of the job."""
+        """The devices of the job, each with the memory that plans may use."""
         budget = self.spec.budget
+        memory_bytes = parse_bytes(budget.memory_per_gpu, where="spec.budget.memoryPerGPU")
         return Cluster(
             num_nodes=budget.num_nodes,
             devices_per_node=budget.gpus_per_node,
             device_kind=DeviceKind.CPU if budget.uses_cpu else DeviceKind.CUDA,
-            device_memory_bytes=parse_bytes(budget.memory_per_gpu, where="spec.budget.memoryPerGPU"),
+            device_memory_bytes=memory_bytes * (100 - budget.memory_reserve_percent) // 100,
         )
+
+    @property
+    def kept_free(self) -> str:
+        """What a message about too little memory must add: how much the job itself keeps from plans; mostly nothing."""
+        percent = self.spec.budget.memory_reserve_percent
+        return f" ({percent} % of spec.budget.memoryPerGPU stay free: memoryReservePercent)" if percent else ""
 
     @property
     def batch(self) -> BatchRange:

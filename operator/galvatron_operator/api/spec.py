@@ -19,6 +19,7 @@ from galvatron_operator.api.values import (
     DataPath,
     DirectoryPath,
     LabelText,
+    ManagerName,
     MemoryQuantity,
     ObjectName,
     PositiveDecimal,
@@ -32,6 +33,9 @@ from galvatron_planner.problem import Algorithm, SearchDimension
 
 CPU_RESOURCE = "cpu"
 """``spec.budget.resourceName`` of a job whose devices are CPU processes."""
+
+CONTROLLER = "galvatron.io/controller"
+"""``spec.managedBy`` of the jobs that this operator works on."""
 
 
 class Execution(StrEnum):
@@ -73,6 +77,8 @@ class Budget(SpecValue):
     gpus_per_node: int = Field(ge=1, le=128)
     resource_name: str = Field(default="nvidia.com/gpu", min_length=1, max_length=253)
     memory_per_gpu: MemoryQuantity = Field(alias="memoryPerGPU")
+    memory_reserve_percent: int = Field(default=0, ge=0, le=90)
+    cost_per_gpu_hour: PositiveDecimal | None = Field(default=None, alias="costPerGPUHour")
 
     @property
     def num_nodes(self) -> int:
@@ -280,6 +286,12 @@ class Toleration(SpecValue):
     toleration_seconds: int | None = Field(default=None, ge=0, le=31_536_000)
 
 
+class SharedMemory(SpecValue):
+    """``spec.runtime.sharedMemory``."""
+
+    size_limit: MemoryQuantity | None = None
+
+
 class Runtime(SpecValue):
     """``spec.runtime``: the pods; without a cluster there are none, and it is ignored."""
 
@@ -288,11 +300,18 @@ class Runtime(SpecValue):
     image_pull_secrets: tuple[SecretReference, ...] = Field(default=(), max_length=16)
     env: tuple[EnvironmentVariable, ...] = Field(default=(), max_length=128)
     resources: Resources = Resources()
+    shared_memory: SharedMemory = SharedMemory()
     node_selector: dict[str, Annotated[str, StringConstraints(max_length=63)]] = Field(
         default_factory=dict, max_length=32
     )
     tolerations: tuple[Toleration, ...] = Field(default=(), max_length=32)
     template: PodOverlay | None = None
+
+
+class Scheduling(SpecValue):
+    """``spec.scheduling``; without a cluster it is ignored."""
+
+    priority_class_name: ObjectName | None = None
 
 
 class Resume(StrEnum):
@@ -348,15 +367,17 @@ class Lifecycle(SpecValue):
 
 
 class Observability(SpecValue):
-    """``spec.observability``."""
+    """``spec.observability``; the port belongs to pods that run, the period may change."""
 
     metrics_port: int = Field(default=9464, ge=1024, le=65_535)
+    status_period_seconds: int = Field(default=15, ge=1, le=3600)
 
 
 class Spec(SpecValue):
     """``spec``."""
 
     suspend: bool = False
+    managed_by: ManagerName = CONTROLLER
     execution: Execution = Execution.TRAIN
     model: ModelFields
     budget: Budget
@@ -364,6 +385,7 @@ class Spec(SpecValue):
     search: Search = Search()
     profiling: Profiling = Profiling()
     runtime: Runtime = Runtime()
+    scheduling: Scheduling = Scheduling()
     checkpoint: Checkpoint | None = None
     failure_policy: FailurePolicy = FailurePolicy()
     lifecycle: Lifecycle = Lifecycle()

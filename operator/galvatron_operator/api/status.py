@@ -154,6 +154,8 @@ class Estimates(StatusValue):
     tokens_per_second: int
     peak_memory_per_gpu: str = Field(alias="peakMemoryPerGPU")
     bubble_percent: int
+    gpu_hours: str | None = None
+    cost: str | None = None
 
 
 class PlanStatus(StatusValue):

@@ -25,6 +25,13 @@ DirectoryPath = Annotated[str, StringConstraints(pattern=rf"^{_SEGMENT}(/{_SEGME
 DataPath = Annotated[str, StringConstraints(pattern=rf"^(\.|{_SEGMENT}(/{_SEGMENT})*)$", max_length=255)]
 ConfigMapKey = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
 CatalogueName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+ManagerName = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$", max_length=63
+    ),
+]
+"""A controller, as ``managedBy`` of batch/v1 Jobs names one: a domain and a path."""
 LabelText = Annotated[str, StringConstraints(max_length=317)]
 
 BatchSize = Annotated[int, Field(ge=1, le=1_048_576)]

@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any
 
 from galvatron_operator import names
-from galvatron_operator.api import ConditionType, Execution, JobStatus, ProfilingPolicy, parse, parse_status
+from galvatron_operator.api import CONTROLLER, ConditionType, Execution, JobStatus, ProfilingPolicy, parse, parse_status
 from galvatron_operator.decide.announcing import announce, phase_of
 from galvatron_operator.decide.finishing import after_the_end, check_deadline, check_start, refuse, suspend
 from galvatron_operator.decide.observed import (
@@ -53,6 +53,8 @@ __all__ = [
     "SearchProblem",
     "decide",
     "fixed_plan_to_look_up",
+    "hinder",
+    "is_ours",
     "profile_to_look_up",
     "reference",
     "reject",
@@ -75,16 +77,32 @@ def decide(body: Mapping[str, Any], seen: Observed, *, now: datetime, settings: 
     try:
         before = parse_status(body)
         situation = _situation(body, seen, before, now=now, settings=settings)
-        decision = _decide(situation)
+        decision = _still_hindered(_spare_writes(_decide(situation), situation, before), seen, before)
     except InvalidInput as error:
         decision = refuse(body, seen, error, now=now, before=before)
     return _finished(decision, before)
+
+
+def is_ours(body: Mapping[str, Any]) -> bool:
+    """Tell whether a job is this operator's to work on; about others it does nothing and says nothing."""
+    return bool((body.get("spec") or {}).get("managedBy", CONTROLLER) == CONTROLLER)
 
 
 def reject(body: Mapping[str, Any], seen: Observed, error: GalvatronError, *, now: datetime) -> Decision:
     """Decide what to do about a job for which the cluster refuses an object."""
     before = parse_status(body)
     return _finished(refuse(body, seen, error, now=now, before=before), before)
+
+
+def hinder(body: Mapping[str, Any], error: GalvatronError, *, now: datetime) -> Decision:
+    """Say that an object must not be written (yet), in the condition that waits for it."""
+    before = parse_status(body)
+    if before is None:
+        return Decision()
+    type_ = next((one for one in _WAITING if not before.is_true(one)), ConditionType.PODS_READY)
+    generation = int(body["metadata"].get("generation", 1))
+    status = before.with_condition(type_, FALSE, _FORBIDDEN, str(error), generation=generation, now=now)
+    return _finished(Decision(status=status), before)
 
 
 def profile_to_look_up(
@@ -186,6 +204,42 @@ def _plan(situation: Situation) -> Decision:
     if profile is None:
         return measure(situation, request)
     return search(say_profile_ready(situation, profile), profile)
+
+
+_WAITING = (ConditionType.PROFILE_READY, ConditionType.PLAN_READY, ConditionType.PODS_READY)
+"""Conditions that wait for objects, in their order."""
+_FORBIDDEN = "Forbidden"
+
+
+def _still_hindered(decision: Decision, seen: Observed, before: JobStatus | None) -> Decision:
+    """Go on saying that an object must not be written as long as it is wanted and does not exist."""
+    existing = {(child["kind"], child["metadata"]["name"]) for child in seen.children}
+    awaited = any((wanted["kind"], wanted["metadata"]["name"]) not in existing for wanted in decision.apply)
+    if before is None or decision.status is None or not awaited:
+        return decision
+    status = decision.status
+    for former in before.conditions:
+        if former.reason == _FORBIDDEN and not status.is_true(former.type):
+            status = status.with_condition(
+                former.type,
+                former.status,
+                former.reason,
+                former.message,
+                generation=status.observed_generation,
+                now=former.last_transition_time,
+            )
+    return replace(decision, status=status)
+
+
+def _spare_writes(decision: Decision, situation: Situation, before: JobStatus | None) -> Decision:
+    """Leave progress as it was written last, when nothing else changes and that was not long ago."""
+    if before is None or before.progress is None or decision.status is None:
+        return decision
+    period_seconds = situation.job.spec.observability.status_period_seconds
+    if situation.seconds_until(before.progress.last_update_time, plus_seconds=period_seconds) <= 0:
+        return decision
+    status = decision.status.model_copy(update={"progress": before.progress})
+    return replace(decision, status=status) if status == before else decision
 
 
 def _finished(decision: Decision, before: JobStatus | None) -> Decision:

@@ -13,7 +13,17 @@ _SUCCESSES = {
 }
 """Conditions whose becoming true is news."""
 _PROBLEMS = frozenset(
-    {"Restarting", "Unschedulable", "ImagePullError", "ContainerError", "FixedPlanMissing", "NodeLost"}
+    {
+        "Restarting",
+        "Unschedulable",
+        "ImagePullError",
+        "ContainerError",
+        "VolumeError",
+        "QuotaExceeded",
+        "PodsRefused",
+        "FixedPlanMissing",
+        "NodeLost",
+    }
 )
 """Reasons that are news when they appear in a condition that is not true."""
 

@@ -8,8 +8,9 @@ from galvatron_operator import names
 from galvatron_operator.api import ConditionType, JobStatus, ProgressStatus
 from galvatron_operator.decide.observed import Observed
 from galvatron_operator.decide.situation import attempt_of
-from galvatron_operator.failures import Failure, FailureReason, cause, failure_of, obstacle, parse_time
+from galvatron_operator.failures import Failure, FailureReason, cause, failure_of, parse_time
 from galvatron_operator.manifests.metadata import Manifest
+from galvatron_operator.obstacles import obstacle
 from galvatron_planner.plan import Plan
 from galvatron_planner.units import format_quantity
 from galvatron_planner.worker import Progress, WorkerState, WorkerStatus

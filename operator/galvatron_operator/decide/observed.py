@@ -114,6 +114,7 @@ class Observed:
         result: what the profiler of node 0 hands out, absent while it measures.
         search: how the job's newest search ended, absent while there is none.
         fixed_plan: ConfigMap that ``spec.search.fixedPlanRef`` names, as long as it is needed.
+        events: of the cluster, about pods that wait and owners that lack pods.
     """
 
     children: tuple[Manifest, ...] = ()
@@ -122,6 +123,7 @@ class Observed:
     result: str | None = None
     search: SearchOutcome | None = None
     fixed_plan: Manifest | None = None
+    events: tuple[Manifest, ...] = ()
 
     def of_kind(self, kind: Kind) -> tuple[Manifest, ...]:
         """Select children of one kind."""

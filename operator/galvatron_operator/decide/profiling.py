@@ -21,9 +21,10 @@ from galvatron_operator.decide.situation import (
     record,
     references,
 )
-from galvatron_operator.failures import REACTIONS, Action, Failure, cause, failure_of, obstacle, parse_time
+from galvatron_operator.failures import REACTIONS, Action, Failure, cause, failure_of, parse_time
 from galvatron_operator.manifests import profiling
 from galvatron_operator.manifests.metadata import Manifest
+from galvatron_operator.obstacles import obstacle
 from galvatron_operator.settings import Settings
 from galvatron_planner import catalogue
 from galvatron_planner.analytic import analytic_profile
@@ -238,5 +239,5 @@ def _doing(report: WorkerStatus) -> str:
 
 
 def _obstacle_text(situation: Situation) -> str:
-    found = obstacle(situation.seen.pods(names.COMPONENT_PROFILER))
+    found = obstacle(situation.seen.pods(names.COMPONENT_PROFILER), situation.seen.events)
     return f" ({found.reason}: {found.message})" if found is not None else ""

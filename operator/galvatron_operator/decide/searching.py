@@ -41,7 +41,7 @@ def say_plan_ready(situation: Situation, plan: Plan) -> Situation:
     name = names.plan_config_map(situation.job.name, plan.digest())
     known = situation.status.plan
     if known is None or known.config_map_name != name:
-        known = _plan_status(plan, name, situation.seen.search)
+        known = _plan_status(situation.job, plan, name, situation.seen.search)
     reason = "FixedPlan" if situation.job.spec.search.algorithm is Algorithm.FIXED else "PlanFound"
     ready = situation.with_status(plan=known).say(ConditionType.PLAN_READY, TRUE, reason, plan.summary)
     if ready.status.is_true(ConditionType.PROFILE_READY):
@@ -104,7 +104,8 @@ def search(situation: Situation, profile: Profile) -> Decision:
         return searching.decide(search=order, after_seconds=POLL_SECONDS)
     if outcome.plan is None:
         reason = str(outcome.problem)
-        return fail(situation.say(ConditionType.PLAN_READY, FALSE, reason, outcome.message), reason, outcome.message)
+        message = outcome.message + (job.kept_free if outcome.problem is SearchProblem.NO_FEASIBLE_PLAN else "")
+        return fail(situation.say(ConditionType.PLAN_READY, FALSE, reason, message), reason, message)
     keep = training.plan_config_map(job, outcome.plan, report=outcome.report)
     return situation.decide(apply=(keep,), after_seconds=AT_ONCE_SECONDS)
 
@@ -117,8 +118,10 @@ def _fixed_plan_text(job: GalvatronJob, config_map: Manifest | None) -> str | No
     return text
 
 
-def _plan_status(plan: Plan, name: str, outcome: SearchOutcome | None) -> PlanStatus:
+def _plan_status(job: GalvatronJob, plan: Plan, name: str, outcome: SearchOutcome | None) -> PlanStatus:
     searched_seconds = outcome.seconds if outcome is not None and outcome.plan == plan else 0.0
+    gpu_hours = job.spec.training.steps * plan.estimate.step_seconds * plan.cluster.num_devices / 3600
+    price = job.spec.budget.cost_per_gpu_hour
     return PlanStatus(
         hash=names.plan_hash(plan.digest()),
         config_map_name=name,
@@ -131,6 +134,8 @@ def _plan_status(plan: Plan, name: str, outcome: SearchOutcome | None) -> PlanSt
             tokens_per_second=round(plan.tokens_per_second),
             peak_memory_per_gpu=format_quantity(plan.estimate.peak_bytes),
             bubble_percent=round(plan.estimate.bubble_ratio * 100),
+            gpu_hours=f"{gpu_hours:.2f}",
+            cost=None if price is None else f"{gpu_hours * float(price):.2f}",
         ),
         search_milliseconds=round(searched_seconds * 1e3),
     )

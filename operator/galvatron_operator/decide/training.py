@@ -16,9 +16,9 @@ from galvatron_operator.decide.situation import (
     missing,
     references,
 )
-from galvatron_operator.failures import obstacle
 from galvatron_operator.manifests import training
 from galvatron_operator.manifests.metadata import Manifest
+from galvatron_operator.obstacles import obstacle
 from galvatron_planner.plan import Plan
 from galvatron_planner.worker import WorkerState
 
@@ -135,7 +135,7 @@ def _say_gang(situation: Situation, gang: Gang, lost: tuple[Manifest, ...]) -> S
         return said.say(ConditionType.PODS_READY, FALSE, "BackOff", beginning(situation.status.attempt, moment))
     if lost:
         return said.say(ConditionType.PODS_READY, FALSE, "NodeLost", lost_text(lost))
-    found = obstacle(gang.pods)
+    found = obstacle(gang.pods, situation.seen.events)
     if found is not None:
         return said.say(ConditionType.PODS_READY, FALSE, found.reason, found.message)
     return said.say(ConditionType.PODS_READY, FALSE, "Starting", f"{gang.num_ready} of {gang.num_nodes} pods are ready")

@@ -66,7 +66,7 @@ class NodePod:
 def pod_template(job: GalvatronJob, pod: NodePod) -> Manifest:
     """Build the template of one node's pod."""
     runtime = job.spec.runtime
-    mounts = (*_scratch_mounts(), *pod.mounts)
+    mounts = (*_scratch_mounts(runtime.shared_memory.size_limit), *pod.mounts)
     spec: Manifest = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -79,6 +79,8 @@ def pod_template(job: GalvatronJob, pod: NodePod) -> Manifest:
     }
     if runtime.node_selector:
         spec["nodeSelector"] = dict(runtime.node_selector)
+    if job.spec.scheduling.priority_class_name is not None:
+        spec["priorityClassName"] = job.spec.scheduling.priority_class_name
     if runtime.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": secret.name} for secret in runtime.image_pull_secrets]
     labels = names.job_labels(job.name, uid=job.metadata.uid, component=pod.component) | pod.labels
@@ -98,12 +100,13 @@ def documents_mount(*sources: tuple[str, str]) -> Mount:
     return Mount("documents", names.DOCUMENTS_DIRECTORY, {"projected": {"sources": projections}}, read_only=True)
 
 
-def _scratch_mounts() -> tuple[Mount, ...]:
+def _scratch_mounts(shared_memory: str | None) -> tuple[Mount, ...]:
+    limit = {} if shared_memory is None else {"sizeLimit": shared_memory}
     return (
         Mount("run", names.RUN_DIRECTORY, {"emptyDir": {}}),
         Mount("temporary", "/tmp", {"emptyDir": {}}),  # noqa: S108 -- the image's HOME, in a pod of its own
         # 64 MiB, what containers get by themselves, is too small for the rings of NCCL and gloo.
-        Mount("shared-memory", "/dev/shm", {"emptyDir": {"medium": "Memory"}}),  # noqa: S108
+        Mount("shared-memory", "/dev/shm", {"emptyDir": {"medium": "Memory"} | limit}),  # noqa: S108
     )
 
 
