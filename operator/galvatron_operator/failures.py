@@ -98,7 +98,7 @@ class Failure:
         pod: name of the pod, absent for the whole gang.
         node: where the pod ran.
         rank: global rank that failed first in the pod.
-        exit_code: of the command, or of the container.
+        exit_code: of the rank that failed first, of the command if none said anything, or of the container.
     """
 
     reason: FailureReason

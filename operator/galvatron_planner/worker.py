@@ -67,7 +67,7 @@ class WorkerFailure(Value):
         reason: class of the first failure in this pod.
         message: problem and remedy, or the end of the traceback; at most 2,048 characters.
         rank: global rank that failed first, absent when no rank said anything.
-        exit_code: of the supervised command.
+        exit_code: of that rank, or of the supervised command when no rank said anything.
         time: seconds since the epoch at which it happened; the earliest failure of a job is its cause.
     """
 

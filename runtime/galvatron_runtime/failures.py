@@ -34,6 +34,16 @@ _CLASSES: tuple[tuple[type[BaseException], ExitClass], ...] = (
     (MemoryError, ExitClass.OUT_OF_DEVICE_MEMORY),
     (dist.DistError, ExitClass.COMMUNICATION),
 )
+_CODES = {
+    65: ExitClass.DATA_ERROR,
+    66: ExitClass.DATA_ERROR,
+    PREEMPTED_CODE: ExitClass.PREEMPTED,
+    69: ExitClass.COMMUNICATION,
+    76: ExitClass.COMMUNICATION,
+}
+"""Classes that a user's code may choose by ``sys.exit``, as sysexits(3) has them: EX_DATAERR, EX_NOINPUT, EX_TEMPFAIL,
+EX_UNAVAILABLE, EX_PROTOCOL. Every other code is a user's error, which rules of the failure policy may tell apart.
+"""
 _TELLING_WORDS: tuple[tuple[str, ExitClass], ...] = (
     # Plain RuntimeErrors of torch 2.13 that have no type of their own.
     ("can't allocate memory", ExitClass.OUT_OF_DEVICE_MEMORY),
@@ -52,6 +62,8 @@ _ADVICE = {
 
 def classify(error: BaseException) -> ExitClass:
     """Tell which class of failure an exception is; what is not known by type or words is a user's error."""
+    if isinstance(error, SystemExit):
+        return _CODES.get(exit_code(error), ExitClass.USER_ERROR)
     for kind, reason in _CLASSES:
         if isinstance(error, kind):
             return reason
@@ -67,8 +79,17 @@ def describe(error: BaseException) -> str:
     """Say what went wrong: problem and remedy where they are known, else the traceback with what helps."""
     if isinstance(error, GalvatronError):
         return f"{error.problem}; {error.remedy}"
-    advice = _ADVICE.get(classify(error))
+    advice = None if isinstance(error, SystemExit) else _ADVICE.get(classify(error))
     return "".join(traceback.format_exception(error)) + (f"\n{advice}" if advice else "")
+
+
+def exit_code(error: BaseException) -> int:
+    """Tell the code of a rank that an exception ends: that of ``sys.exit``, as the system cuts it, or else 1.
+
+    Code 0 is no success here: whoever leaves before the end leaves the others waiting.
+    """
+    wanted = error.code if isinstance(error, SystemExit) else None
+    return (wanted & 0xFF if isinstance(wanted, int) else FAILURE_CODE) or FAILURE_CODE
 
 
 def fail(error: BaseException) -> int:
@@ -77,10 +98,10 @@ def fail(error: BaseException) -> int:
     Returns:
         the exit code of this rank.
     """
-    reason = classify(error)
-    report_failure(reason, describe(error), exit_code=FAILURE_CODE)
+    reason, code = classify(error), exit_code(error)
+    report_failure(reason, describe(error), exit_code=code)
     log.error("failed", extra={"reason": str(reason)}, exc_info=error)
-    return FAILURE_CODE
+    return code
 
 
 def leave(code: int) -> Never:

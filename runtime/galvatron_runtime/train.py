@@ -3,8 +3,8 @@
     torchrun ... -m galvatron_runtime.train --plan plan.json --training training.json
 
 The last step of the line *job -> profile -> plan -> training*. Every rank runs this module. It ends with code 0 when
-all steps are done, with 75 when it was asked to stop, and with 1 when it failed; the last two leave a word in the run
-directory, because torchrun passes no exit code on.
+all steps are done, with 75 when it was asked to stop, and with 1 when it failed, or with the code by which a
+user's layer ended it; all but the first leave a word in the run directory, because torchrun passes no exit code on.
 """
 
 import argparse
@@ -223,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stop = StopRequest()
     try:
         ending = run(options.plan, options.training, stop)
-    except Exception as error:  # noqa: BLE001 - the rim of the process: classified, logged and reported
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the rim of the process: classified, logged and reported
         leave(fail(error))
     else:
         end(ending)

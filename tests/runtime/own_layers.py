@@ -1,5 +1,7 @@
 """Models of a user, as ``module:function`` names them: two that work, and many that cannot."""
 
+import os
+import sys
 from typing import Any
 
 import torch
@@ -58,6 +60,19 @@ class Classes(nn.Module):
 def images() -> list[nn.Module]:
     """A model of images."""
     return [Pixels(), Look(), Look(), Look(), Classes()]
+
+
+class Leaving(Classes):
+    """Ends its process where it trains on the second rank."""
+
+    def forward(self, columns: Tensor, summary: Tensor, targets: Tensor) -> Tensor:
+        if os.environ.get("RANK") == "1":
+            sys.exit(int(os.environ["EXIT_CODE"]))
+        return super().forward(columns, summary, targets)
+
+
+def leaving() -> list[nn.Module]:
+    return [Pixels(), Look(), Leaving()]
 
 
 class Tokens(nn.Module):

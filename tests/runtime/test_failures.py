@@ -8,7 +8,7 @@ import builders
 from galvatron_planner.errors import InvalidDocument, InvalidPlan
 from galvatron_planner.worker import ExitClass
 from galvatron_runtime.data import UnusableData
-from galvatron_runtime.failures import classify, describe
+from galvatron_runtime.failures import classify, describe, exit_code
 from galvatron_runtime.model import build_layers
 from galvatron_runtime.parallel.stage import Stage
 
@@ -32,6 +32,37 @@ from galvatron_runtime.parallel.stage import Stage
 )
 def test_an_exception_has_a_class(error: Exception, reason: ExitClass) -> None:
     assert classify(error) is reason
+
+
+@pytest.mark.parametrize(
+    ("ended_with", "code", "reason"),
+    [
+        (64, 64, ExitClass.USER_ERROR),
+        (65, 65, ExitClass.DATA_ERROR),
+        (66, 66, ExitClass.DATA_ERROR),
+        (69, 69, ExitClass.COMMUNICATION),
+        (75, 75, ExitClass.PREEMPTED),
+        (76, 76, ExitClass.COMMUNICATION),
+        (3, 3, ExitClass.USER_ERROR),
+        # As the system would tell them.
+        (65 + 256, 65, ExitClass.DATA_ERROR),
+        (-1, 255, ExitClass.USER_ERROR),
+        ("no more", 1, ExitClass.USER_ERROR),
+        # A rank that ends before the others has failed, whatever it says.
+        (0, 1, ExitClass.USER_ERROR),
+        (None, 1, ExitClass.USER_ERROR),
+    ],
+)
+def test_a_users_exit_keeps_its_code_and_may_choose_its_class(
+    ended_with: int | str | None, code: int, reason: ExitClass
+) -> None:
+    error = SystemExit(ended_with)
+    assert (exit_code(error), classify(error)) == (code, reason)
+    assert "a connection broke" not in describe(error)
+
+
+def test_an_exception_ends_a_rank_with_code_1() -> None:
+    assert exit_code(ValueError("65")) == 1
 
 
 def test_out_of_memory_says_what_to_change() -> None:

@@ -14,11 +14,13 @@ from galvatron_planner.plan import Plan
 from galvatron_planner.training import AdamW, DataSource, SyntheticData, TextFiles, TrainingCheckpoints, TrainingSpec
 from galvatron_planner.worker import ExitClass, WorkerFailure
 from galvatron_planner.workload import num_parameters
+from galvatron_runtime.describe import describe
 from galvatron_runtime.processes import descendants
 from supervision import Supervised, is_alive, torchrun, wait_until
 
 pytestmark = pytest.mark.distributed
 
+TESTS = Path(__file__).parents[1]
 STEPS = 100
 PERIOD = 50
 
@@ -145,6 +147,20 @@ def test_a_killed_rank_fails_the_run_and_is_named_and_nothing_survives(tmp_path:
     assert failure.reason is ExitClass.COMMUNICATION
     assert "ranks [1] vanished" in failure.message
     assert not [process for process in ranks.values() if is_alive(process)]
+
+
+@pytest.mark.parametrize(("code", "reason"), [(65, ExitClass.DATA_ERROR), (42, ExitClass.USER_ERROR)])
+def test_the_code_of_a_layer_that_ends_its_rank_arrives(
+    code: int, reason: ExitClass, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = describe("runtime.own_layers:leaving", sequence_length=1, vocabulary_size=10, image_size=8)
+    plan = builders.plan("single single", "single", spec=spec, on=builders.cluster(2), precision=Precision.FP64)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(TESTS), os.environ.get("PYTHONPATH", ""))))
+    monkeypatch.setenv("EXIT_CODE", str(code))
+    with supervised(tmp_path, plan, training(None)) as run:
+        failure = failure_of(run)
+    assert (failure.rank, failure.exit_code, failure.reason) == (1, code, reason)
+    assert f"SystemExit: {code}" in failure.message
 
 
 def test_a_stalled_run_ends_and_every_rank_says_where_it_stands(tmp_path: Path) -> None:

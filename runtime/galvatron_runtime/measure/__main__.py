@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     configure_rank_logging(rank=int(os.environ.get("RANK", "0")), stage=0)
     try:
         _run(options)
-    except Exception as error:  # noqa: BLE001  (the rim of the process: fail() logs the traceback)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (the rim of the process: fail() logs the traceback)
         leave(fail(error))
     mesh.finish()
 
