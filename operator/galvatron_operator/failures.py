@@ -9,31 +9,13 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+from galvatron_operator.api import FailureReason
 from galvatron_planner.worker import WorkerFailure, WorkerState, WorkerStatus
 
 Pod = Mapping[str, Any]
 
 SETTLE_SECONDS = 15.0
 """How long a lost connection waits for its cause: the kubelet reports a killed peer seconds after its partners."""
-
-
-class FailureReason(StrEnum):
-    """Why an attempt failed; the first seven are what a supervisor says of its own command."""
-
-    USER_ERROR = "UserError"
-    DATA_ERROR = "DataError"
-    BAD_PLAN = "BadPlan"
-    OUT_OF_DEVICE_MEMORY = "CudaOutOfMemory"
-    COMMUNICATION = "CommunicationError"
-    PREEMPTED = "Preempted"
-    UNKNOWN = "Unknown"
-    OUT_OF_HOST_MEMORY = "HostOutOfMemory"
-    EVICTED = "Evicted"
-    NODE_LOST = "NodeLost"
-    POD_LOST = "PodLost"
-    SUPERVISOR_EXITED = "SupervisorExited"
-    STALLED = "Stalled"
-    GANG_INCOMPLETE = "GangIncomplete"
 
 
 class Action(StrEnum):
@@ -55,15 +37,19 @@ class Reaction:
         action: what follows.
         advice: what a person can do when it keeps happening.
         most: counted failures of this reason before the job fails, whatever ``maxRestarts`` says; None for no limit.
+        repeated: failures of this reason in a row, none of which came further, that fail the job; None for no limit.
+        rule: of the job's failure policy that says so, instead of the table.
     """
 
     action: Action
     advice: str
     most: int | None = None
+    repeated: int | None = None
+    rule: str | None = None
 
 
 REACTIONS: dict[FailureReason, Reaction] = {
-    FailureReason.USER_ERROR: Reaction(Action.RESTART, "read the whole message in status.failures"),
+    FailureReason.USER_ERROR: Reaction(Action.RESTART, "read the whole message in status.failures", repeated=3),
     FailureReason.DATA_ERROR: Reaction(Action.FAIL, "correct spec.training.dataset"),
     FailureReason.BAD_PLAN: Reaction(Action.FAIL, "create the job again, so that it is planned anew"),
     FailureReason.OUT_OF_DEVICE_MEMORY: Reaction(

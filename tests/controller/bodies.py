@@ -203,6 +203,38 @@ WRONG: dict[str, tuple[str, Changes]] = {
     "a variable of the launcher": ("spec.runtime.env", {"spec.runtime": {"env": [{"name": "RANK", "value": "0"}]}}),
     "a variable of torchrun": ("spec.runtime.env", {"spec.runtime": {"env": [{"name": "PET_NNODES", "value": "0"}]}}),
     "a variable twice": ("spec.runtime.env", {"spec.runtime": {"env": [{"name": "A"}, {"name": "A"}]}}),
+    "a rule for no failure": (
+        "spec.failurePolicy.rules",
+        {"spec.failurePolicy": {"rules": [{"name": "a", "action": "FailJob"}]}},
+    ),
+    "a rule without an action": (
+        "spec.failurePolicy.rules",
+        {"spec.failurePolicy": {"rules": [{"name": "a", "onReasons": ["UserError"]}]}},
+    ),
+    "a rule twice": (
+        "spec.failurePolicy.rules",
+        {"spec.failurePolicy": {"rules": [{"name": "a", "onReasons": ["UserError"], "action": "FailJob"}] * 2}},
+    ),
+    "a rule for a reason that does not exist": (
+        "spec.failurePolicy.rules",
+        {"spec.failurePolicy": {"rules": [{"name": "a", "onReasons": ["Bored"], "action": "FailJob"}]}},
+    ),
+    "a rule that names a reason twice": (
+        "spec.failurePolicy.rules",
+        {"spec.failurePolicy": {"rules": [{"name": "a", "onReasons": ["UserError"] * 2, "action": "FailJob"}]}},
+    ),
+    "a rule for success": (
+        "spec.failurePolicy.rules",
+        {
+            "spec.failurePolicy": {
+                "rules": [{"name": "a", "onExitCodes": {"operator": "In", "values": [0]}, "action": "FailJob"}]
+            }
+        },
+    ),
+    "an action that does not exist": (
+        "spec.failurePolicy.rules",
+        {"spec.failurePolicy": {"rules": [{"name": "a", "onReasons": ["UserError"], "action": "Replan"}]}},
+    ),
     "a manager without a domain": ("spec.managedBy", {"spec.managedBy": "kueue"}),
     "more memory kept free than there is": (
         "spec.budget.memoryReservePercent",

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from galvatron_operator.api import FailureReason
 from galvatron_operator.failures import (
     REACTIONS,
     Failure,
-    FailureReason,
     cause,
     failure_of,
 )

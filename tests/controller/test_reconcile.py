@@ -13,9 +13,9 @@ from fakes.cluster import FakeCluster
 from fakes.operation import KEY, SETTINGS, Operation, begin, body, reason
 from fakes.world import Act, InstantSearches, Scene, Script, World, all_goes_well, fails_with
 from galvatron_operator import names
-from galvatron_operator.api import ConditionType, JobStatus, RestartCount, parse
+from galvatron_operator.api import ConditionType, FailureReason, JobStatus, RestartCount, parse
 from galvatron_operator.decide import Kind, ObjectRef, SearchProblem
-from galvatron_operator.failures import REACTIONS, Action, FailureReason
+from galvatron_operator.failures import REACTIONS, Action
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.reconcile import Forbidden
 from galvatron_planner.worker import ExitClass, WorkerFailure, WorkerState
@@ -141,11 +141,41 @@ def test_a_failure_of_one_node_restarts_the_whole_gang() -> None:
 
 
 def test_restarts_end_at_their_maximum() -> None:
-    operation = begin(fails_with(ExitClass.USER_ERROR), failurePolicy={"maxRestarts": 2})
+    operation = begin(fails_with(ExitClass.UNKNOWN), failurePolicy={"maxRestarts": 2})
     status = operation.until_finished()
     assert reason(status, ConditionType.FAILED) == "MaxRestartsExceeded"
     assert status.attempt == 3
     assert operation.all_of(Kind.POD) == []
+
+
+def rule(action: str, *reasons: str) -> dict[str, object]:
+    return {"rules": [{"name": "mine", "onReasons": list(reasons), "action": action}]}
+
+
+def test_a_rule_may_fail_the_job_at_once() -> None:
+    operation = begin(fails_with(ExitClass.PREEMPTED), failurePolicy=rule("FailJob", "Preempted"))
+    status = operation.until_finished()
+    assert (reason(status, ConditionType.FAILED), status.attempt) == ("RuleFailJob", 1)
+    failed = status.find(ConditionType.FAILED)
+    assert failed is not None
+    assert "rule mine" in failed.message
+
+
+def test_a_rule_may_start_again_what_usually_fails() -> None:
+    script = fails_with(ExitClass.OUT_OF_DEVICE_MEMORY, on_attempts=range(1, 3))
+    status = begin(script, failurePolicy=rule("RestartJob", "CudaOutOfMemory")).until_finished()
+    assert (status.phase, status.restarts.counted_towards_max) == ("Complete", 2)
+
+
+def test_a_rule_may_leave_failures_uncounted() -> None:
+    policy = rule("RestartJobIgnoreLimit", "UserError") | {"maxRestarts": 0}
+    status = begin(fails_with(ExitClass.USER_ERROR, on_attempts=range(1, 6)), failurePolicy=policy).until_finished()
+    assert (status.phase, status.restarts.total, status.restarts.counted_towards_max) == ("Complete", 5, 0)
+
+
+def test_a_user_error_that_repeats_without_progress_ends_before_the_restarts_do() -> None:
+    status = begin(fails_with(ExitClass.USER_ERROR), failurePolicy={"maxRestarts": 10}).until_finished()
+    assert (reason(status, ConditionType.FAILED), status.attempt) == ("UserError", 3)
 
 
 def test_preemption_does_not_count_towards_the_maximum() -> None:

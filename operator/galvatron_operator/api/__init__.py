@@ -4,13 +4,16 @@ The first box of *job -> profile -> plan -> training*. Knows the planner's types
 """
 
 from galvatron_operator.api.job import GalvatronJob, Metadata, parse, training_spec
+from galvatron_operator.api.reasons import FailureReason
 from galvatron_operator.api.spec import (
     CONTROLLER,
     DatasetSource,
     Execution,
+    FailureRule,
     ForceDeleteLostPods,
     ProfilingPolicy,
     Resume,
+    RuleAction,
     Spec,
 )
 from galvatron_operator.api.status import (
@@ -38,7 +41,9 @@ __all__ = [
     "DatasetSource",
     "Estimates",
     "Execution",
+    "FailureReason",
     "FailureRecord",
+    "FailureRule",
     "ForceDeleteLostPods",
     "GalvatronJob",
     "JobStatus",
@@ -52,6 +57,7 @@ __all__ = [
     "RestartCount",
     "Restarts",
     "Resume",
+    "RuleAction",
     "Spec",
     "parse",
     "parse_status",

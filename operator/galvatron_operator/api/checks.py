@@ -336,6 +336,20 @@ def _template(spec: Spec) -> Iterator[Finding]:
         yield Finding(f"spec.runtime.template.{field}".rstrip("."), problem, remedy)
 
 
+def _failure_rules(spec: Spec) -> Iterator[Finding]:
+    field, rules = "spec.failurePolicy.rules", spec.failure_policy.rules
+    names = [rule.name for rule in rules]
+    for rule in rules:
+        codes = () if rule.on_exit_codes is None else rule.on_exit_codes.values
+        if not rule.on_reasons and not codes:
+            problem = f"has a rule {rule.name} for no failure"
+            yield Finding(field, problem, "name failures by onReasons, by onExitCodes, or by both")
+        if names.count(rule.name) > 1:
+            yield Finding(field, f"has two rules {rule.name}", "give each rule a name of its own")
+        if len(set(codes)) < len(codes) or len(set(rule.on_reasons)) < len(rule.on_reasons):
+            yield Finding(field, f"has a rule {rule.name} that names something twice", "name it once")
+
+
 RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     _model,
     _budget,
@@ -346,4 +360,5 @@ RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     _profiling,
     _environment,
     _template,
+    _failure_rules,
 )

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from galvatron_operator import names
-from galvatron_operator.api import ConditionType, JobStatus, ProgressStatus
+from galvatron_operator.api import ConditionType, FailureReason, JobStatus, ProgressStatus
 from galvatron_operator.decide.observed import Observed
 from galvatron_operator.decide.situation import attempt_of
-from galvatron_operator.failures import Failure, FailureReason, cause, failure_of, parse_time
+from galvatron_operator.failures import Failure, cause, failure_of, parse_time
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.obstacles import obstacle
 from galvatron_planner.plan import Plan

@@ -4,8 +4,9 @@ from datetime import datetime, timedelta
 
 from galvatron_operator.api import ConditionType, JobStatus, Nodes, Restarts
 from galvatron_operator.decide.observed import Decision
+from galvatron_operator.decide.rules import reaction_to
 from galvatron_operator.decide.situation import AT_ONCE_SECONDS, FALSE, LONGEST_NOTE, Situation, fail, record
-from galvatron_operator.failures import REACTIONS, Action, Failure
+from galvatron_operator.failures import Action, Failure
 
 FIRST_BACK_OFF_SECONDS = 10.0
 LONGEST_BACK_OFF_SECONDS = 300.0
@@ -17,12 +18,12 @@ def react(situation: Situation, failure: Failure) -> Decision:
     Only the status changes now. The next time round its attempt number makes the old pods stale and the StatefulSet
     outdated, so nothing is lost when the operator ends in between.
     """
-    reaction = REACTIONS[failure.reason]
     status, policy = situation.status, situation.job.spec.failure_policy
+    reaction = reaction_to(failure, status, policy.rules)
     recorded = situation.with_status(failures=status.with_failure(record(situation, failure)).failures)
     problem = f"attempt {status.attempt}: {failure.reason}{_place(failure)}: {failure.message[:LONGEST_NOTE]}"
     if reaction.action is Action.FAIL:
-        return fail(recorded, failure.reason, f"{problem}; {reaction.advice}")
+        return fail(recorded, "RuleFailJob" if reaction.rule else failure.reason, f"{problem}; {reaction.advice}")
     counts = reaction.action is Action.RESTART
     counted = status.restarts.counted_towards_max
     same = sum(record.reason == failure.reason for record in status.failures)

@@ -1,0 +1,22 @@
+"""Why attempts of a job fail, as ``status.failures`` says and rules of ``spec.failurePolicy`` name it."""
+
+from enum import StrEnum
+
+
+class FailureReason(StrEnum):
+    """Why an attempt failed; the first seven are what a supervisor says of its own command."""
+
+    USER_ERROR = "UserError"
+    DATA_ERROR = "DataError"
+    BAD_PLAN = "BadPlan"
+    OUT_OF_DEVICE_MEMORY = "CudaOutOfMemory"
+    COMMUNICATION = "CommunicationError"
+    PREEMPTED = "Preempted"
+    UNKNOWN = "Unknown"
+    OUT_OF_HOST_MEMORY = "HostOutOfMemory"
+    EVICTED = "Evicted"
+    NODE_LOST = "NodeLost"
+    POD_LOST = "PodLost"
+    SUPERVISOR_EXITED = "SupervisorExited"
+    STALLED = "Stalled"
+    GANG_INCOMPLETE = "GangIncomplete"
