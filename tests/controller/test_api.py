@@ -17,6 +17,8 @@ from galvatron_operator.api import (
     parse,
     parse_status,
 )
+from galvatron_operator.api.job import PIPELINE_SCHEDULES
+from galvatron_operator.api.spec import PipelineSchedule
 from galvatron_planner.cluster import DeviceKind
 from galvatron_planner.errors import InvalidInput
 from galvatron_planner.model import ModelSpec, Precision
@@ -58,6 +60,11 @@ def test_a_field_in_a_list_is_named_by_its_place() -> None:
     error = refusal({"spec.runtime": {"tolerations": [{"key": "a"}, {"efect": "NoSchedule"}]}})
     assert error.problem.startswith("spec.runtime.tolerations[1].efect")
     assert error.remedy == "write effect"
+
+
+def test_every_schedule_of_the_planner_has_a_name_for_users() -> None:
+    assert set(PIPELINE_SCHEDULES) == set(Schedule)
+    assert set(PIPELINE_SCHEDULES.values()) == set(PipelineSchedule)
 
 
 def test_what_is_no_object_is_refused() -> None:

@@ -165,6 +165,19 @@ def test_memory_that_is_kept_free_is_not_searched_and_is_named_where_it_lacks() 
     assert condition.message == "nothing fits (25 % of spec.budget.memoryPerGPU stay free: memoryReservePercent)"
 
 
+def test_a_plan_says_its_stages_and_the_strategies_of_its_layers() -> None:
+    wanted = job()
+    read = parse(wanted)
+    plan = builders.plan("dp2 dp2 tp2", "tp2", spec=read.model, on=read.cluster)
+    config_map = training.plan_config_map(read, plan, report="{}")
+    status = look(wanted, children=(config_map,)).status
+    told = status.plan if status else None
+    assert told is not None
+    assert told.pipeline is not None
+    assert (told.pipeline.degree, told.pipeline.division, told.pipeline.schedule) == (2, (3, 1), "OneFOneB")
+    assert [(group.layers, group.strategy) for group in told.layer_groups] == [("0-1", "dp2"), ("2-3", "tp2")]
+
+
 def test_a_plan_says_what_its_training_costs() -> None:
     budget = {"gpus": 4, "gpusPerNode": 2, "resourceName": "cpu", "memoryPerGPU": "4Gi", "costPerGPUHour": "2.50"}
     training_ = {"globalBatchSize": {"value": 8}, "steps": 3600, "precision": "FP32"}

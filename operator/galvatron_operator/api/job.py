@@ -35,6 +35,9 @@ from galvatron_planner.training import (
 )
 from galvatron_planner.units import parse_bytes
 
+PIPELINE_SCHEDULES = {Schedule.ONE_F_ONE_B: PipelineSchedule.ONE_F_ONE_B, Schedule.GPIPE: PipelineSchedule.GPIPE}
+"""Schedules of the planner, as users write them."""
+_SCHEDULES = {written: schedule for schedule, written in PIPELINE_SCHEDULES.items()}
 _UNBOUNDED_DEGREE = 1 << 30
 _WITHOUT_CLUSTER = "local"
 
@@ -134,7 +137,7 @@ class GalvatronJob(SpecValue):
             excluded=tuple(sorted(search.excluded_dimensions)),
             max_tensor_degree=search.max_degrees.tensor or _UNBOUNDED_DEGREE,
             max_pipeline_degree=search.max_degrees.pipeline or _UNBOUNDED_DEGREE,
-            schedule=_schedule(search.pipeline_schedule),
+            schedule=_SCHEDULES[search.pipeline_schedule],
             algorithm=search.algorithm,
             sequence_parallel=search.sequence_parallelism,
         )
@@ -177,16 +180,6 @@ def training_spec(job: GalvatronJob, *, checkpoint_directory: str, data_root: st
         checkpoints=_checkpoints(job, checkpoint_directory),
         progress_deadline_seconds=job.spec.failure_policy.progress_deadline_seconds,
     )
-
-
-def _schedule(schedule: PipelineSchedule) -> Schedule:
-    match schedule:
-        case PipelineSchedule.ONE_F_ONE_B:
-            return Schedule.ONE_F_ONE_B
-        case PipelineSchedule.GPIPE:
-            return Schedule.GPIPE
-        case _:
-            assert_never(schedule)
 
 
 def _data(job: GalvatronJob, data_root: str) -> DataSource:

@@ -18,6 +18,8 @@ from galvatron_planner.errors import InvalidInput
 
 MAX_MESSAGE = 1024
 """Characters of a condition's message; longer ones are cut."""
+MAX_LAYER_GROUPS = 64
+"""Groups of layers in ``status.plan.layerGroups``; the plan's ConfigMap has all."""
 MAX_FAILURES = 10
 """Records kept in ``status.failures``, newest first."""
 
@@ -158,6 +160,21 @@ class Estimates(StatusValue):
     cost: str | None = None
 
 
+class PipelineStatus(StatusValue):
+    """How the plan cuts the model into stages."""
+
+    degree: int
+    division: tuple[int, ...]
+    schedule: str
+
+
+class LayerGroup(StatusValue):
+    """Layers that follow each other and have one strategy."""
+
+    layers: str
+    strategy: str
+
+
 class PlanStatus(StatusValue):
     """The plan of this job."""
 
@@ -167,6 +184,8 @@ class PlanStatus(StatusValue):
     global_batch_size: int
     micro_batches: int
     summary: str
+    pipeline: PipelineStatus | None = None
+    layer_groups: tuple[LayerGroup, ...] = ()
     estimates: Estimates
     search_milliseconds: int
 

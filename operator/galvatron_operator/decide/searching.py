@@ -1,7 +1,19 @@
 """From a profile to a plan: searched by a process of the operator, then kept in an immutable ConfigMap."""
 
+from itertools import groupby
+
 from galvatron_operator import names
-from galvatron_operator.api import ConditionType, Estimates, GalvatronJob, PlanStatus, ProfilingPolicy
+from galvatron_operator.api import (
+    ConditionType,
+    Estimates,
+    GalvatronJob,
+    LayerGroup,
+    PipelineStatus,
+    PlanStatus,
+    ProfilingPolicy,
+)
+from galvatron_operator.api.job import PIPELINE_SCHEDULES
+from galvatron_operator.api.status import MAX_LAYER_GROUPS
 from galvatron_operator.decide.observed import Decision, Kind, SearchOrder, SearchOutcome, SearchProblem
 from galvatron_operator.decide.situation import AT_ONCE_SECONDS, FALSE, POLL_SECONDS, TRUE, Situation, fail
 from galvatron_operator.manifests import training
@@ -118,6 +130,17 @@ def _fixed_plan_text(job: GalvatronJob, config_map: Manifest | None) -> str | No
     return text
 
 
+def _layer_groups(plan: Plan) -> tuple[LayerGroup, ...]:
+    """Write the strategies of all layers run-length encoded, whichever stages they are on."""
+    strategies = [str(strategy) for stage in plan.stages for strategy in stage.layers]
+    groups, first = [], 0
+    for strategy, run in groupby(strategies):
+        last = first + len(tuple(run)) - 1
+        groups.append(LayerGroup(layers=f"{first}-{last}" if last > first else str(first), strategy=strategy))
+        first = last + 1
+    return tuple(groups[:MAX_LAYER_GROUPS])
+
+
 def _plan_status(job: GalvatronJob, plan: Plan, name: str, outcome: SearchOutcome | None) -> PlanStatus:
     searched_seconds = outcome.seconds if outcome is not None and outcome.plan == plan else 0.0
     gpu_hours = job.spec.training.steps * plan.estimate.step_seconds * plan.cluster.num_devices / 3600
@@ -129,6 +152,12 @@ def _plan_status(job: GalvatronJob, plan: Plan, name: str, outcome: SearchOutcom
         global_batch_size=plan.global_batch_size,
         micro_batches=plan.num_micro_batches,
         summary=plan.summary,
+        pipeline=PipelineStatus(
+            degree=len(plan.stages),
+            division=tuple(len(stage.layers) for stage in plan.stages),
+            schedule=PIPELINE_SCHEDULES[plan.schedule].value,
+        ),
+        layer_groups=_layer_groups(plan),
         estimates=Estimates(
             step_milliseconds=round(plan.estimate.step_seconds * 1e3),
             tokens_per_second=round(plan.tokens_per_second),
