@@ -16,12 +16,15 @@ from galvatron_operator.decide import (
     SearchOutcome,
     SearchProblem,
     decide,
+    hinder,
     profile_to_look_up,
 )
 from galvatron_operator.decide.profiling import request_of
 from galvatron_operator.decide.restarting import back_off_seconds
+from galvatron_operator.decide.situation import TRUE
 from galvatron_operator.manifests import profiling, training
 from galvatron_operator.manifests.metadata import Manifest
+from galvatron_operator.reconcile import Forbidden
 from galvatron_planner.plan import Plan
 from galvatron_planner.profiles import ProfileSource
 from galvatron_planner.units import GIB
@@ -332,6 +335,16 @@ def test_a_pod_is_lost_only_when_its_grace_period_has_long_been_over() -> None:
         decision = look(forced, children=(kept_plan(job()), ending), now=NOW + timedelta(seconds=seconds))
         assert [ref.uid for ref in decision.force_delete] == expected
         assert decision.delete == ()
+
+
+def test_what_is_forbidden_is_told_by_the_condition_that_waits_for_it() -> None:
+    error = Forbidden("no right", remedy="grant it")
+    status = look(job(), children=(kept_plan(job()),)).status
+    assert status is not None
+    assert reasons(hinder(job(status), error, now=NOW))[ConditionType.PODS_READY] == "Forbidden"
+    ready = status.with_condition(ConditionType.PODS_READY, TRUE, "AllPodsReady", generation=1, now=NOW)
+    assert hinder(job(ready), error, now=NOW) == Decision()
+    assert hinder(job(), error, now=NOW) == Decision()
 
 
 def test_a_job_that_is_being_deleted_is_left_to_the_garbage_collector() -> None:

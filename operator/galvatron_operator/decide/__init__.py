@@ -95,11 +95,12 @@ def reject(body: Mapping[str, Any], seen: Observed, error: GalvatronError, *, no
 
 
 def hinder(body: Mapping[str, Any], error: GalvatronError, *, now: datetime) -> Decision:
-    """Say that an object must not be written (yet), in the condition that waits for it."""
+    """Say that an object must not be written (yet), in the condition that waits for it, if any does."""
     before = parse_status(body)
-    if before is None:
+    waiting = () if before is None else (one for one in _WAITING if not before.is_true(one))
+    type_ = next(iter(waiting), None)
+    if before is None or type_ is None:
         return Decision()
-    type_ = next((one for one in _WAITING if not before.is_true(one)), ConditionType.PODS_READY)
     generation = int(body["metadata"].get("generation", 1))
     status = before.with_condition(type_, FALSE, _FORBIDDEN, str(error), generation=generation, now=now)
     return _finished(Decision(status=status), before)
