@@ -1,6 +1,5 @@
 """Whole lives of jobs against an in-memory cluster: what happens, whatever happens to the operator meanwhile."""
 
-import copy
 from dataclasses import replace
 from functools import cache
 
@@ -9,15 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as generate
 
 import builders
-from fakes.cluster import FakeCluster
 from fakes.operation import KEY, SETTINGS, Operation, begin, body, reason
 from fakes.world import Act, InstantSearches, Scene, Script, World, all_goes_well, fails_with
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, FailureReason, JobStatus, RestartCount, parse
-from galvatron_operator.decide import Kind, ObjectRef, SearchProblem
+from galvatron_operator.decide import Kind, SearchProblem
 from galvatron_operator.failures import REACTIONS, Action
-from galvatron_operator.manifests.metadata import Manifest
-from galvatron_operator.reconcile import Forbidden
 from galvatron_planner.worker import ExitClass, WorkerFailure, WorkerState
 
 
@@ -146,36 +142,6 @@ def test_restarts_end_at_their_maximum() -> None:
     assert reason(status, ConditionType.FAILED) == "MaxRestartsExceeded"
     assert status.attempt == 3
     assert operation.all_of(Kind.POD) == []
-
-
-def rule(action: str, *reasons: str) -> dict[str, object]:
-    return {"rules": [{"name": "mine", "onReasons": list(reasons), "action": action}]}
-
-
-def test_a_rule_may_fail_the_job_at_once() -> None:
-    operation = begin(fails_with(ExitClass.PREEMPTED), failurePolicy=rule("FailJob", "Preempted"))
-    status = operation.until_finished()
-    assert (reason(status, ConditionType.FAILED), status.attempt) == ("RuleFailJob", 1)
-    failed = status.find(ConditionType.FAILED)
-    assert failed is not None
-    assert "rule mine" in failed.message
-
-
-def test_a_rule_may_start_again_what_usually_fails() -> None:
-    script = fails_with(ExitClass.OUT_OF_DEVICE_MEMORY, on_attempts=range(1, 3))
-    status = begin(script, failurePolicy=rule("RestartJob", "CudaOutOfMemory")).until_finished()
-    assert (status.phase, status.restarts.counted_towards_max) == ("Complete", 2)
-
-
-def test_a_rule_may_leave_failures_uncounted() -> None:
-    policy = rule("RestartJobIgnoreLimit", "UserError") | {"maxRestarts": 0}
-    status = begin(fails_with(ExitClass.USER_ERROR, on_attempts=range(1, 6)), failurePolicy=policy).until_finished()
-    assert (status.phase, status.restarts.total, status.restarts.counted_towards_max) == ("Complete", 5, 0)
-
-
-def test_a_user_error_that_repeats_without_progress_ends_before_the_restarts_do() -> None:
-    status = begin(fails_with(ExitClass.USER_ERROR), failurePolicy={"maxRestarts": 10}).until_finished()
-    assert (reason(status, ConditionType.FAILED), status.attempt) == ("UserError", 3)
 
 
 def test_preemption_does_not_count_towards_the_maximum() -> None:
@@ -434,127 +400,6 @@ def test_the_image_of_running_trainers_is_known_without_the_status() -> None:
     operation.round()
     assert operation.status is not None
     assert operation.status.image == SETTINGS.runtime_image
-
-
-def test_a_job_of_another_manager_is_left_alone() -> None:
-    operation = begin(managedBy="example.com/dispatcher")
-    before = copy.deepcopy(operation.world.cluster.objects)
-    for _ in range(3):
-        operation.round(writes=0)
-    operation.edit(suspend=True)
-    operation.round(writes=0)
-    operation.edit(suspend=False)
-    assert operation.status is None
-    assert operation.world.cluster.objects.keys() == before.keys()
-
-
-def test_progress_alone_is_written_no_more_often_than_asked() -> None:
-    hundred_steps: Script = lambda scene: Act(step=min(scene.age, 100)) if scene.attempt else all_goes_well(scene)  # noqa: E731
-
-    def writes(**observability: int) -> int:
-        operation = begin(hundred_steps, observability=observability)
-        operation.until(ConditionType.TRAINING)
-        operation.rounds(2)
-        versions = {operation.job["metadata"]["resourceVersion"]}
-        for _ in range(18):
-            operation.rounds(1)
-            versions.add(operation.job["metadata"]["resourceVersion"])
-        return len(versions) - 1
-
-    # A round every 10 s.
-    assert writes(statusPeriodSeconds=10) == 18
-    assert writes() == 9
-    assert writes(statusPeriodSeconds=60) == 3
-
-
-def test_another_change_is_written_with_the_progress_at_once() -> None:
-    operation = begin(observability={"statusPeriodSeconds": 3600})
-    status = operation.until_finished()
-    assert status.progress is not None
-    assert status.progress.step == 100
-
-
-class ForbiddingCluster(FakeCluster):
-    """An API server that refuses some kinds for a while."""
-
-    def __init__(self, *kinds: Kind) -> None:
-        super().__init__()
-        self.forbidden = set(kinds)
-
-    async def apply(self, manifest: Manifest) -> Manifest:
-        if manifest["kind"] in self.forbidden:
-            raise Forbidden("exceeded quota: team", remedy="raise the quota")
-        return await super().apply(manifest)
-
-
-@pytest.mark.parametrize(
-    ("kind", "waits"),
-    [(Kind.JOB, ConditionType.PROFILE_READY), (Kind.STATEFUL_SET, ConditionType.PODS_READY)],
-)
-def test_an_object_that_must_not_be_written_is_told_until_it_may(kind: Kind, waits: ConditionType) -> None:
-    cluster = ForbiddingCluster(kind)
-    operation = Operation(World(cluster=cluster))
-    operation.create(body())
-    operation.rounds(20)
-    assert reason(operation.status, waits) == "Forbidden"
-    told = operation.status.find(waits) if operation.status else None
-    assert told is not None
-    assert told.message == "exceeded quota: team; raise the quota"
-    version = operation.job["metadata"]["resourceVersion"]
-    operation.rounds(3)
-    assert operation.job["metadata"]["resourceVersion"] == version
-    cluster.forbidden.clear()
-    assert operation.until_finished().phase == "Complete"
-
-
-def refused_by_quota(operation: Operation, kind: Kind) -> None:
-    [owner] = operation.all_of(kind)
-    event = {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {"name": "refused", "namespace": KEY.namespace},
-        "involvedObject": {"kind": str(kind), "name": owner["metadata"]["name"], "uid": owner["metadata"]["uid"]},
-        "reason": "FailedCreate",
-        "message": "exceeded quota: team",
-        "lastTimestamp": operation.world.cluster.now,
-    }
-    operation.create(event)
-
-
-@pytest.mark.parametrize(
-    ("kind", "waits", "condition_reason"),
-    [
-        (Kind.JOB, ConditionType.PROFILE_READY, "Profiling"),
-        (Kind.STATEFUL_SET, ConditionType.PODS_READY, "QuotaExceeded"),
-    ],
-)
-def test_pods_that_are_never_made_are_explained_by_the_events_of_their_owner(
-    kind: Kind, waits: ConditionType, condition_reason: str
-) -> None:
-    operation = begin()
-    while not operation.all_of(kind):
-        operation.rounds(1)
-    refused_by_quota(operation, kind)
-    operation.round()
-    told = operation.status.find(waits) if operation.status else None
-    assert told is not None
-    assert told.reason == condition_reason
-    assert "QuotaExceeded" in told.message or told.reason == "QuotaExceeded"
-    assert "exceeded quota: team; raise the ResourceQuota" in told.message
-    assert operation.until_finished().phase == "Complete"
-
-
-class MuteCluster(FakeCluster):
-    """An API server whose events must not be read."""
-
-    async def events(self, ref: ObjectRef) -> tuple[Manifest, ...]:
-        raise Forbidden(f"events of {ref} cannot be listed", remedy="grant it")
-
-
-def test_a_job_goes_on_where_events_cannot_be_read() -> None:
-    operation = Operation(World(cluster=MuteCluster()))
-    operation.create(body())
-    assert operation.until_finished().phase == "Complete"
 
 
 def test_every_change_of_state_is_one_event() -> None:

@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 
 from controller.bodies import job
-from galvatron_operator.api import FailureReason, FailureRecord, JobStatus, ProgressStatus
+from fakes.operation import begin, reason
+from fakes.world import fails_with
+from galvatron_operator.api import ConditionType, FailureReason, FailureRecord, JobStatus, ProgressStatus
 from galvatron_operator.decide.rules import in_a_row, reaction_to
 from galvatron_operator.failures import REACTIONS, Action, Failure, Reaction
+from galvatron_planner.worker import ExitClass
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 USER, MEMORY, EVICTED = FailureReason.USER_ERROR, FailureReason.OUT_OF_DEVICE_MEMORY, FailureReason.EVICTED
@@ -124,3 +127,33 @@ def test_the_same_user_error_three_times_without_progress_fails_the_job() -> Non
     assert reaction(status=after((USER, 1, 5), (USER, 1, 4), step=5)) == REACTIONS[USER]
     # Whoever knows better says so.
     assert reaction(rule(action="RestartJob", onReasons=["UserError"]), status=twice).action is Action.RESTART
+
+
+def only_rule(action: str, *reasons: str) -> dict[str, object]:
+    return {"rules": [{"name": "mine", "onReasons": list(reasons), "action": action}]}
+
+
+def test_a_rule_may_fail_the_job_at_once() -> None:
+    operation = begin(fails_with(ExitClass.PREEMPTED), failurePolicy=only_rule("FailJob", "Preempted"))
+    status = operation.until_finished()
+    assert (reason(status, ConditionType.FAILED), status.attempt) == ("RuleFailJob", 1)
+    failed = status.find(ConditionType.FAILED)
+    assert failed is not None
+    assert "rule mine" in failed.message
+
+
+def test_a_rule_may_start_again_what_usually_fails() -> None:
+    script = fails_with(ExitClass.OUT_OF_DEVICE_MEMORY, on_attempts=range(1, 3))
+    status = begin(script, failurePolicy=only_rule("RestartJob", "CudaOutOfMemory")).until_finished()
+    assert (status.phase, status.restarts.counted_towards_max) == ("Complete", 2)
+
+
+def test_a_rule_may_leave_failures_uncounted() -> None:
+    policy = only_rule("RestartJobIgnoreLimit", "UserError") | {"maxRestarts": 0}
+    status = begin(fails_with(ExitClass.USER_ERROR, on_attempts=range(1, 6)), failurePolicy=policy).until_finished()
+    assert (status.phase, status.restarts.total, status.restarts.counted_towards_max) == ("Complete", 5, 0)
+
+
+def test_a_user_error_that_repeats_without_progress_ends_before_the_restarts_do() -> None:
+    status = begin(fails_with(ExitClass.USER_ERROR), failurePolicy={"maxRestarts": 10}).until_finished()
+    assert (reason(status, ConditionType.FAILED), status.attempt) == ("UserError", 3)

@@ -4,16 +4,14 @@ The first box of *job -> profile -> plan -> training*. Knows the planner's types
 """
 
 from galvatron_operator.api.job import GalvatronJob, Metadata, parse, training_spec
+from galvatron_operator.api.policy import FailureRule, ForceDeleteLostPods, RuleAction
 from galvatron_operator.api.reasons import FailureReason
 from galvatron_operator.api.spec import (
     CONTROLLER,
     DatasetSource,
     Execution,
-    FailureRule,
-    ForceDeleteLostPods,
     ProfilingPolicy,
     Resume,
-    RuleAction,
     Spec,
 )
 from galvatron_operator.api.status import (
