@@ -64,7 +64,7 @@ async def run(settings: Settings, election: Election | None) -> int:
     metrics.leader.set_function(lambda: float(election is None or election.leads()))
     cluster = kube.KubernetesCluster(kube.connect(), before_write=election.check if election else lambda: None)
     operator = Operator(settings, cluster, HttpWorkers(), metrics)
-    metrics_registry.register(JobCollector(lambda: tuple(operator.bodies.values())))
+    metrics_registry.register(JobCollector(lambda: operator.cache.jobs))
     server, thread = start_http_server(METRICS_PORT, registry=metrics_registry)
     try:
         async with probes.serving(lambda: check_health(operator, election), port=PROBES_PORT):

@@ -7,7 +7,7 @@ read, or not at all, objects are applied, and whatever comes late makes the job 
 from collections.abc import Mapping
 
 from galvatron_operator import names
-from galvatron_operator.decide import OWNED_KINDS, Kind, ObjectRef
+from galvatron_operator.decide import OWNED_KINDS, Kind, ObjectRef, is_ours
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.reconcile import Cluster
 
@@ -16,6 +16,17 @@ Key = tuple[Kind, str, str]
 
 REMEMBERED_ENDS = 10_000
 """Uids of objects that are gone: an answer to an older request must not bring them back."""
+
+
+_LISTED: tuple[tuple[Kind, dict[str, str]], ...] = (
+    (Kind.GALVATRON_JOB, {}),
+    *(
+        (kind, {names.LABEL_MANAGED_BY: names.MANAGER, names.LABEL_COMPONENT: component})
+        for kind in OWNED_KINDS
+        # Not cached profiles, which belong to no job and are large.
+        for component in (names.COMPONENT_TRAINER, names.COMPONENT_PROFILER)
+    ),
+)
 
 
 class CachedCluster:
@@ -39,8 +50,12 @@ class CachedCluster:
 
     @property
     def jobs(self) -> tuple[Manifest, ...]:
-        """Every GalvatronJob."""
+        """Every GalvatronJob that the operator works on."""
         return tuple(found for (kind, _, _), found in self._found.items() if kind is Kind.GALVATRON_JOB)
+
+    def job(self, namespace: str, name: str) -> Manifest | None:
+        """Look a GalvatronJob up."""
+        return self._found.get((Kind.GALVATRON_JOB, namespace, name))
 
     async def fill(self) -> None:
         """Read everything anew: at the start, and now and then because watches can stall without a word.
@@ -51,8 +66,7 @@ class CachedCluster:
         before = tuple(self._found.values())
         listed: set[str] = set()
         for namespace in self._namespaces:
-            for kind in (Kind.GALVATRON_JOB, *OWNED_KINDS):
-                labels = {} if kind is Kind.GALVATRON_JOB else {names.LABEL_MANAGED_BY: names.MANAGER}
+            for kind, labels in _LISTED:
                 for manifest in await self._cluster.list(kind, namespace=namespace, labels=labels):
                     self.put(manifest)
                     listed.add(manifest["metadata"]["uid"])
@@ -87,7 +101,7 @@ class CachedCluster:
     async def get(self, ref: ObjectRef) -> Manifest | None:
         """Read one object; None when there is none."""
         if ref.kind is Kind.GALVATRON_JOB:
-            return self._found.get((ref.kind, ref.namespace, ref.name))
+            return self.job(ref.namespace, ref.name)
         return await self._cluster.get(ref)
 
     async def list(self, kind: Kind, *, namespace: str | None, labels: Mapping[str, str]) -> tuple[Manifest, ...]:
@@ -123,8 +137,8 @@ def _key(manifest: Manifest) -> Key:
 
 
 def _belongs(manifest: Manifest) -> bool:
-    """Whether it is a job, or belongs to one; cached profiles belong to none, and are large."""
-    return manifest["kind"] == names.KIND or bool(_owner(manifest))
+    """Whether it is a job that the operator works on, or belongs to one."""
+    return is_ours(manifest) if manifest["kind"] == names.KIND else bool(_owner(manifest))
 
 
 def _owner(manifest: Manifest) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 import kopf
 
 from galvatron_operator import names
-from galvatron_operator.decide import Decision, Kind, SearchOutcome, is_ours
+from galvatron_operator.cache import CachedCluster
+from galvatron_operator.decide import Decision, Kind, SearchOutcome
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.metrics import OperatorMetrics
 from galvatron_operator.planning import SearchProcesses
@@ -41,7 +42,7 @@ class Operator:
         cluster: the API server.
         workers: the supervisors in pods.
         metrics: what is counted.
-        bodies: the newest GalvatronJobs, for metrics; decisions read them afresh.
+        cache: what the API server holds of jobs, kept up to date by watches; rounds read it.
         has_failed: whether work has ended although nobody asked for it.
     """
 
@@ -49,19 +50,21 @@ class Operator:
     cluster: Cluster
     workers: Workers
     metrics: OperatorMetrics
-    bodies: dict[JobKey, Manifest] = field(default_factory=dict)
+    cache: CachedCluster = field(init=False)
     has_failed: bool = False
     _queue: WorkQueue[JobKey] | None = None
 
-    def remember(self, event_type: str | None, body: Manifest) -> None:
-        """Refresh the cache with an event on a GalvatronJob, and look at the job."""
-        key = JobKey(body["metadata"]["namespace"], body["metadata"]["name"])
-        if event_type == "DELETED" or not is_ours(body):
-            self.bodies.pop(key, None)
+    def __post_init__(self) -> None:
+        self.cache = CachedCluster(self.cluster, namespaces=self.settings.watch_namespaces)
+
+    def remember(self, event_type: str | None, manifest: Manifest) -> None:
+        """Take in an event on a GalvatronJob or on what belongs to one, and look at the job."""
+        before = self.cache.job(*_key(manifest))
+        if event_type == "DELETED":
+            self.cache.drop(manifest)
         else:
-            self.metrics.job_changed(self.bodies.get(key), body)
-            self.bodies[key] = body
-        self.look_at(key)
+            self.cache.put(manifest)
+        self._job_seen(before, _key(manifest))
 
     def look_at(self, key: JobKey) -> None:
         """Have a job reconciled soon."""
@@ -88,7 +91,8 @@ class Operator:
             when_ended: is called when work ends before that, which it should not.
         """
         searches = SearchProcesses(when_done=self._search_done)
-        ports = Ports(self.cluster, self.workers, searches)
+        ports = Ports(self.cache, self.workers, searches)
+        await self.cache.fill()
         self._queue = WorkQueue(lambda key: self._work(key, ports))
 
         def report(task: asyncio.Task[None]) -> None:
@@ -97,6 +101,8 @@ class Operator:
                 self.has_failed = True
                 when_ended()
 
+        for body in self.cache.jobs:
+            self.look_at(JobKey(*_key(body)))
         tasks = [asyncio.create_task(self._queue.run()), asyncio.create_task(self._resync())]
         for task in tasks:
             task.add_done_callback(report)
@@ -114,7 +120,8 @@ class Operator:
         Raises:
             ClusterError: when the API server is away, or the CRD is not installed.
         """
-        await self._list_jobs()
+        for namespace in self.settings.watch_namespaces or (None,):
+            await self.cluster.list(Kind.GALVATRON_JOB, namespace=namespace, labels={})
 
     async def _work(self, key: JobKey, ports: Ports) -> float | None:
         """Do one round; whatever goes wrong in it is logged and tried again later."""
@@ -147,18 +154,28 @@ class Operator:
     async def _resync(self) -> None:
         while True:
             await asyncio.sleep(RESYNC_SECONDS)
+            before = {_key(body): body for body in self.cache.jobs}
             try:
-                jobs = await self._list_jobs()
+                await self.cache.fill()
             except ClusterError as error:
                 log.warning("resync failed", extra={"error": str(error)})
                 continue
-            for body in jobs:
-                self.remember(None, body)
+            for key in {*before, *(_key(body) for body in self.cache.jobs)}:
+                self._job_seen(before.get(key), key)
 
-    async def _list_jobs(self) -> list[Manifest]:
-        namespaces = self.settings.watch_namespaces or (None,)
-        lists = [await self.cluster.list(Kind.GALVATRON_JOB, namespace=name, labels={}) for name in namespaces]
-        return [body for found in lists for body in found]
+    def _job_seen(self, before: Manifest | None, key: tuple[str, str]) -> None:
+        """Count what has changed of a job, and look at it."""
+        body = self.cache.job(*key)
+        if body is not None and body is not before:
+            self.metrics.job_changed(before, body)
+        self.look_at(JobKey(*key))
+
+
+def _key(manifest: Manifest) -> tuple[str, str]:
+    """Namespace and name of the job that an object is, or belongs to."""
+    metadata = manifest["metadata"]
+    name = metadata["name"] if manifest["kind"] == names.KIND else metadata["labels"].get(names.LABEL_JOB_NAME, "")
+    return metadata["namespace"], name
 
 
 def configure(settings: kopf.OperatorSettings) -> None:
@@ -176,11 +193,17 @@ def configure(settings: kopf.OperatorSettings) -> None:
     # Neither CRDs nor namespaces are watched: that would take rights on the whole cluster.
     settings.scanning.disabled = True
     for group, version, plural in _WATCHED:
-        settings.watching.label_selectors[group, version, plural] = names.managed_selector()
+        settings.watching.label_selectors[group, version, plural] = names.owned_selector()
 
 
-_WATCHED = (("batch", "v1", "jobs"), ("apps", "v1", "statefulsets"), ("", "v1", "pods"))
-"""Kinds whose changes mean something for the job that owns them."""
+_WATCHED = (
+    ("batch", "v1", "jobs"),
+    ("apps", "v1", "statefulsets"),
+    ("", "v1", "pods"),
+    ("", "v1", "services"),
+    ("", "v1", "configmaps"),
+)
+"""Kinds whose objects belong to jobs: group, version and plural of each."""
 
 
 def register(registry: kopf.OperatorRegistry, operator: Operator, *, when_ended: Callable[[], None]) -> None:
@@ -208,15 +231,8 @@ def register(registry: kopf.OperatorRegistry, operator: Operator, *, when_ended:
     # The same credentials as ``kube.connect`` finds.
     kopf.on.login(registry=registry)(kopf.login_via_client)
 
-    @kopf.on.event(names.API_GROUP, names.PLURAL, registry=registry)
-    async def job_changed(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 -- kopf's name
+    async def changed(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 -- kopf's name
         operator.remember(type, dict(body))
 
-    async def child_changed(body: kopf.Body, **_: Any) -> None:
-        labels, namespace = body.metadata.labels, body.metadata.namespace
-        job_name = labels.get(names.LABEL_JOB_NAME)
-        if job_name is not None and namespace is not None:
-            operator.look_at(JobKey(namespace, job_name))
-
-    for group, version, plural in _WATCHED:
-        kopf.on.event(group, version, plural, registry=registry)(child_changed)
+    for group, version, plural in (*_WATCHED, (*names.API_VERSION.split("/"), names.PLURAL)):
+        kopf.on.event(group, version, plural, registry=registry)(changed)

@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from galvatron_operator.api import ConditionStatus, ConditionType, JobStatus, parse_status
-from galvatron_operator.failures import FailureReason, parse_time
+from galvatron_operator.api import ConditionStatus, ConditionType, FailureReason, JobStatus, parse_status
+from galvatron_operator.failures import parse_time
 from galvatron_operator.reconcile import Conflict, NotFound, Refused, Unreachable
 from galvatron_planner.errors import InvalidInput
 from galvatron_planner.units import parse_bytes

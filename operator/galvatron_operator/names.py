@@ -77,9 +77,9 @@ def pod_selector(job_name: str, component: str) -> dict[str, str]:
     return {LABEL_JOB_NAME: job_name, LABEL_COMPONENT: component}
 
 
-def managed_selector() -> str:
-    """Label selector, as text, of every object that the operator makes."""
-    return f"{LABEL_MANAGED_BY}={MANAGER}"
+def owned_selector() -> str:
+    """Label selector, as text, of every object that the operator makes for one job."""
+    return f"{LABEL_MANAGED_BY}={MANAGER},{LABEL_JOB_UID}"
 
 
 def request_config_map(job_name: str, request_digest: str) -> str:

@@ -18,7 +18,7 @@ from galvatron_operator.decide import Kind, ObjectRef
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.reconcile import ClusterError, Ports, reconcile
 
-LABELS = {names.LABEL_JOB_UID: "job", names.LABEL_MANAGED_BY: names.MANAGER}
+LABELS = names.job_labels("small", uid="job", component=names.COMPONENT_TRAINER)
 
 
 def pod(version: int, *, uid: str = "a") -> Manifest:

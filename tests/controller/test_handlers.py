@@ -11,7 +11,7 @@ from fakes.cluster import FakeCluster
 from fakes.operation import KEY, SETTINGS, body
 from fakes.world import World
 from galvatron_operator import names
-from galvatron_operator.decide import Kind, ObjectRef
+from galvatron_operator.decide import Kind
 from galvatron_operator.handlers import Operator, configure, register
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.metrics import OperatorMetrics
@@ -66,9 +66,9 @@ def test_a_job_that_is_gone_leaves_the_cache() -> None:
     async def scenario(operator: Operator) -> None:
         made = await world.cluster.apply(body())
         operator.remember("ADDED", made)
-        assert set(operator.bodies) == {KEY}
+        assert operator.cache.job(KEY.namespace, KEY.name) == made
         operator.remember("DELETED", made)
-        assert operator.bodies == {}
+        assert operator.cache.jobs == ()
 
     during(world, scenario)
 
@@ -78,16 +78,16 @@ def test_a_job_of_another_manager_has_no_metrics() -> None:
 
     async def scenario(operator: Operator) -> None:
         operator.remember("ADDED", await world.cluster.apply(body(managedBy="example.com/dispatcher")))
-        assert operator.bodies == {}
+        assert operator.cache.jobs == ()
 
     during(world, scenario)
 
 
 class AwayCluster(FakeCluster):
-    """An API server that answers nothing."""
+    """An API server that takes no status."""
 
-    async def get(self, ref: ObjectRef) -> Manifest | None:
-        raise Unreachable(f"{ref} cannot be read", remedy="wait")
+    async def apply_status(self, manifest: Manifest) -> Manifest:
+        raise Unreachable(f"{manifest['metadata']} cannot be written", remedy="wait")
 
 
 class BareCluster(FakeCluster):
@@ -105,7 +105,7 @@ def test_a_round_that_fails_is_counted_and_stops_nothing() -> None:
         return registry.get_sample_value("galvatron_operator_reconcile_total", {"result": "Unreachable"})
 
     async def scenario(operator: Operator) -> None:
-        operator.look_at(KEY)
+        operator.remember("ADDED", await world.cluster.apply(body()))
         await eventually(lambda: failed() == 1)
         operator.check_heartbeat()
 
@@ -135,21 +135,23 @@ def test_kopf_is_told_to_leave_nothing_on_objects() -> None:
     configure(settings)
     assert not settings.posting.enabled
     assert settings.peering.standalone
-    assert len(settings.watching.label_selectors) == 3
+    assert len(settings.watching.label_selectors) == 5
 
 
 def test_only_low_level_handlers_are_registered() -> None:
     registry = kopf.OperatorRegistry()
     register(registry, operator_of(World()), when_ended=lambda: None)
-    assert len(registry._watching.get_all_handlers()) == 4
+    assert len(registry._watching.get_all_handlers()) == 6
     for others in (registry._changing, registry._spawning, registry._indexing):
         assert list(others.get_all_handlers()) == []
 
 
 def test_the_managed_selector_finds_what_we_make() -> None:
     labels = names.job_labels("small", uid="u", component=names.COMPONENT_TRAINER)
-    key, value = names.managed_selector().split("=")
+    managed, uid = names.owned_selector().split(",")
+    key, value = managed.split("=")
     assert labels[key] == value
+    assert uid in labels
 
 
 def test_where_the_crd_is_missing_the_operator_does_not_start() -> None:

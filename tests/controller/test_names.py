@@ -60,7 +60,7 @@ def test_every_label_fits_its_limit(job_name: str) -> None:
 def test_pods_are_selected_by_labels_that_all_of_them_have() -> None:
     labels = names.job_labels("job", uid="u", component=names.COMPONENT_TRAINER)
     assert names.pod_selector("job", names.COMPONENT_TRAINER).items() <= labels.items()
-    assert names.managed_selector() == f"{names.LABEL_MANAGED_BY}={labels[names.LABEL_MANAGED_BY]}"
+    assert names.owned_selector() == f"{names.LABEL_MANAGED_BY}={labels[names.LABEL_MANAGED_BY]},{names.LABEL_JOB_UID}"
 
 
 def test_a_pod_is_found_under_its_owners_headless_service() -> None:

@@ -75,6 +75,13 @@ OPERATOR = Board(
                     ),
                     width=8,
                 ),
+                lines(
+                    "Leader",
+                    "1 for the operator that acts; the others stand by.",
+                    "short",
+                    Asked("max by (pod) (galvatron_operator_leader)", "{{pod}}"),
+                    width=8,
+                ),
             ),
         ),
     ),
