@@ -11,7 +11,7 @@ JOB ?= docs/examples/quickstart.yaml
 CLUSTER := bash tests/cluster/cluster.sh
 CHART := charts/galvatron-operator
 
-.PHONY: help run test check format dashboards bench bench-accuracy bench-runtime bench-resume cluster cluster-down images chart clean
+.PHONY: help run test check format dashboards goldens bench bench-accuracy bench-runtime bench-resume cluster cluster-down images chart clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -67,6 +67,9 @@ images: ## build the operator's and the runtime's image with buildah (docker bui
 
 chart: ## copy the CRD into the chart
 	cp crds/galvatronjobs.yaml $(CHART)/files/galvatronjobs.yaml
+
+goldens: $(INSTALLED) ## write the chart's reviewed renderings anew, after a change of a template
+	cd tests && ../$(BIN)/python -m charts.golden
 
 clean: ## remove what was built and measured here
 	rm -rf $(VENV) .cache .build .mypy_cache .ruff_cache .pytest_cache galvatron-runs

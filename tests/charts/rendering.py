@@ -18,7 +18,7 @@ NAMESPACE = "galvatron-system"
 
 Manifest = dict[str, Any]
 
-MONITORING = ("monitoring.coreos.com/v1/ServiceMonitor", "monitoring.coreos.com/v1/PodMonitor")
+MONITORING = tuple(f"monitoring.coreos.com/v1/{kind}" for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule"))
 """What a cluster with the Prometheus Operator has."""
 
 
@@ -46,15 +46,19 @@ def helm(*arguments: str, values: Manifest | None = None) -> subprocess.Complete
     )
 
 
-def template(values: Manifest | None = None, *, apis: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def template(
+    values: Manifest | None = None, *, apis: tuple[str, ...] = (), with_tests: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Render the chart as ``helm install`` would on a cluster that has these APIs beside Kubernetes' own."""
-    flags = [flag for api in apis for flag in ("--api-versions", api)]
+    flags = [flag for api in apis for flag in ("--api-versions", api)] + ([] if with_tests else ["--skip-tests"])
     return helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, *flags, values=values)
 
 
-def render(values: Manifest | None = None, *, apis: tuple[str, ...] = ()) -> tuple[Manifest, ...]:
-    """Every manifest of the chart under these values."""
-    result = template(values, apis=apis)
+def render(
+    values: Manifest | None = None, *, apis: tuple[str, ...] = (), with_tests: bool = False
+) -> tuple[Manifest, ...]:
+    """Every manifest of the chart under these values; those of ``helm test`` are made when it runs, and not before."""
+    result = template(values, apis=apis, with_tests=with_tests)
     assert result.returncode == 0, result.stderr
     return tuple(document for document in yaml.safe_load_all(result.stdout) if document)
 

@@ -27,18 +27,25 @@ pytestmark = pytest.mark.helm
 VALUES: dict[str, Manifest] = {
     "defaults": {},
     "namespaced": {"watchNamespaces": ["team-a", "team-b"]},
-    "monitored": {"metrics": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}},
+    "monitored": {
+        "metrics": {kind: {"enabled": True} for kind in ("serviceMonitor", "podMonitor", "prometheusRule")},
+        "networkPolicy": {"enabled": True, "jobs": {"namespaces": ["team-a"]}},
+    },
     "bare": {
         "crds": {"enabled": False},
         "rbac": {"create": False, "aggregateRoles": False},
         "serviceAccount": {"create": False, "name": "given"},
         "grafana": {"dashboards": {"enabled": False}},
+        "podDisruptionBudget": {"enabled": False},
     },
     "placed": {
         "nodeSelector": {"pool": "system"},
         "tolerations": [{"key": "system", "operator": "Exists"}],
         "affinity": {"nodeAffinity": {}},
         "priorityClassName": "system-cluster-critical",
+        "topologySpreadConstraints": [
+            {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
+        ],
         "podAnnotations": {"a": "b"},
         "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
         "commonLabels": {"team": "ml"},
@@ -82,7 +89,7 @@ def test_helm_lint_finds_nothing(values: Manifest) -> None:
 
 @EVERY_CASE
 def test_every_object_is_named_labelled_and_placed(values: Manifest) -> None:
-    for manifest in render(values, apis=MONITORING):
+    for manifest in render(values, apis=MONITORING, with_tests=True):
         metadata = manifest["metadata"]
         assert len(metadata["name"]) <= 63
         assert metadata["labels"]["app.kubernetes.io/managed-by"] == "Helm"
@@ -91,7 +98,7 @@ def test_every_object_is_named_labelled_and_placed(values: Manifest) -> None:
 
 @EVERY_CASE
 def test_no_object_is_rendered_twice(values: Manifest) -> None:
-    manifests = render(values, apis=MONITORING)
+    manifests = render(values, apis=MONITORING, with_tests=True)
     keys = [(m["kind"], m["metadata"].get("namespace"), m["metadata"]["name"]) for m in manifests]
     assert len(keys) == len(set(keys))
 
@@ -257,14 +264,12 @@ def test_the_crd_is_rendered_whole_and_survives_an_uninstall() -> None:
     assert rendered["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
 
 
-def test_the_chart_has_the_versions_of_the_package() -> None:
+def test_the_chart_installs_the_packages_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    package = (ROOT / "pyproject.toml").read_text()
-    assert f'\nversion = "{chart["version"]}"\n' in package
-    assert chart["appVersion"] == chart["version"]
+    assert f'\nversion = "{chart["appVersion"]}"\n' in (ROOT / "pyproject.toml").read_text()
 
 
-@pytest.mark.parametrize("monitor", ["serviceMonitor", "podMonitor"])
+@pytest.mark.parametrize("monitor", ["serviceMonitor", "podMonitor", "prometheusRule"])
 def test_a_monitor_without_the_prometheus_operator_is_refused_with_a_remedy(monitor: str) -> None:
     said = refusal({"metrics": {monitor: {"enabled": True}}})
     assert "install the Prometheus Operator" in said
@@ -303,6 +308,10 @@ def test_monitors_carry_the_labels_that_a_prometheus_selects_by() -> None:
         ("extraEnv", [{"value": "nameless"}]),
         ("tolerations", {}),
         ("metrics", {"podMonitor": {"interval": 15}}),
+        ("metrics", {"prometheusRule": {"stalledSeconds": "10m"}}),
+        ("metrics", {"prometheusRule": {"runbookURL": "docs/alerts.md"}}),
+        ("podDisruptionBudget", {"minAvailable": 1}),
+        ("networkPolicy", {"apiServerPorts": ["https"]}),
         ("grafana", {"dashboards": {"enabled": 1}}),
         ("serviceAccount", {"create": False, "name": ""}),
     ],
@@ -331,7 +340,7 @@ def test_the_schema_knows_exactly_the_values_that_there_are() -> None:
     assert schema["additionalProperties"] is False
 
 
-@pytest.mark.parametrize("path", sorted(CHART.glob("templates/*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(CHART.glob("templates/**/*.yaml")), ids=lambda path: path.name)
 def test_every_value_that_templates_read_exists(path: Path) -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     for keys in re.findall(r"\.Values\.([A-Za-z.]+)", path.read_text()):

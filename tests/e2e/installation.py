@@ -57,21 +57,34 @@ def cluster() -> Iterator[Mapping[str, str]]:
             _script("down")
 
 
+def standing_cluster() -> Mapping[str, str]:
+    """The environment that selects the cluster that stands; skip where none does, fail where one was promised."""
+    if not os.environ.get("GALVATRON_KUBECONFIG") and _script("status", check=False).returncode != 0:
+        reason = "the test cluster is down; start it with `make cluster`"
+        (pytest.fail if os.environ.get("GALVATRON_REQUIRE_CLUSTER") else pytest.skip)(reason)
+    return _environment()
+
+
 @contextmanager
 def release(environment: Mapping[str, str]) -> Iterator[None]:
     """Install the chart as the README says; a release that stood before is brought up to date, and stays."""
-    stood = _helm(environment, "status", RELEASE, check=False).returncode == 0
-    _helm(
+    stood = helm(environment, "status", RELEASE, check=False).returncode == 0
+    bring_up_to_date(environment)
+    try:
+        yield
+    finally:
+        if not stood and not os.environ.get("GALVATRON_KEEP_CLUSTER"):
+            helm(environment, "uninstall", RELEASE, "--wait")
+
+
+def bring_up_to_date(environment: Mapping[str, str]) -> None:
+    """Install this chart, or upgrade the release to it, and wait for the operator."""
+    helm(
         environment,
         *("upgrade", RELEASE, str(CHART), "--install", "--create-namespace", "--wait", "--timeout", "3m"),
         # A rebuilt image has the same tag: without a change in the pod's template the old one would run on.
         *("--set-string", f"podAnnotations.galvatron\\.io/tested={uuid.uuid4().hex}"),
     )
-    try:
-        yield
-    finally:
-        if not stood and not os.environ.get("GALVATRON_KEEP_CLUSTER"):
-            _helm(environment, "uninstall", RELEASE, "--wait")
 
 
 @contextmanager
@@ -99,7 +112,8 @@ def _environment() -> Mapping[str, str]:
     return {**os.environ, "KUBECONFIG": kubeconfig, "PATH": path}
 
 
-def _helm(environment: Mapping[str, str], *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def helm(environment: Mapping[str, str], *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run Helm in the operator's namespace."""
     result = subprocess.run(
         ["helm", "--namespace", OPERATOR_NAMESPACE, *arguments],
         env=dict(environment),

@@ -70,3 +70,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- fail (printf "%s is true, but this cluster has no %s (monitoring.coreos.com/v1): install the Prometheus Operator first, or set %s=false" $value $kind $value) -}}
 {{- end -}}
 {{- end -}}
+
+{{/* Where the on-call person reads on, if the values say where docs/alerts.md is. Argument: (list context anchor). */}}
+{{- define "galvatron.runbook" -}}
+{{- with (index . 0).Values.metrics.prometheusRule.runbookURL -}}
+runbook_url: {{ printf "%s#%s" . (index $ 1) | quote }}
+{{- end -}}
+{{- end -}}
