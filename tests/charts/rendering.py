@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import yaml
@@ -22,16 +22,20 @@ MONITORING = tuple(f"monitoring.coreos.com/v1/{kind}" for kind in ("ServiceMonit
 """What a cluster with the Prometheus Operator has."""
 
 
+def without(reason: str) -> NoReturn:
+    """Leave a test out for want of a program; where everything has to be tested, that is a failure."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 @cache
 def helm_binary() -> str:
     """Find Helm on the path or where the test cluster's scripts put it; without it there is nothing to test here."""
     built = os.environ.get("GALVATRON_CLUSTER_CACHE", str(ROOT / ".cache" / "cluster"))
     if found := shutil.which("helm") or shutil.which("helm", path=f"{built}/bin"):
         return found
-    reason = "no helm: put one on the path, or run `make cluster`"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    without("no helm: put one on the path, or run `make cluster`")
 
 
 def helm(*arguments: str, values: Manifest | None = None) -> subprocess.CompletedProcess[str]:

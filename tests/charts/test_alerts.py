@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from charts.queries import METRIC
-from charts.rendering import MONITORING, ROOT, Manifest, render, the_only
+from charts.rendering import MONITORING, ROOT, Manifest, render, the_only, without
 from charts.test_dashboard import exported
 
 pytestmark = pytest.mark.helm
@@ -37,7 +37,7 @@ def promtool(*arguments: str, directory: Path) -> subprocess.CompletedProcess[st
     """Run promtool beside the rendered rules."""
     binary = shutil.which("promtool")
     if not binary:
-        pytest.fail("no promtool: install Debian's package prometheus")
+        without("no promtool: install Debian's package prometheus")
     (directory / "rules.yaml").write_text(yaml.safe_dump(rules()))
     return subprocess.run(
         [binary, *arguments], cwd=directory, capture_output=True, text=True, check=False, timeout=60
