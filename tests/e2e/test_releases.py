@@ -32,7 +32,7 @@ def long_job(example: Manifest) -> Manifest:
     return {**example, "metadata": {"name": NAME}, "spec": {**spec, "training": {**spec["training"], "steps": 600}}}
 
 
-def test_helm_test_completes_a_job_and_leaves_nothing(installed: Mapping[str, str], operator: Kubectl) -> None:
+def test_helm_test_completes_a_job_and_leaves_only_its_profile(installed: Mapping[str, str], operator: Kubectl) -> None:
     result = helm(installed, "test", RELEASE, "--timeout", "4m")
     assert "Phase:          Succeeded" in result.stdout
     assert not operator.items("galvatronjobs")
