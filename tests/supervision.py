@@ -55,12 +55,22 @@ def is_alive(process: int) -> bool:
 class Supervised:
     """A supervisor around a command; the end of the block kills what is left of it."""
 
-    def __init__(self, command: Sequence[str], directory: Path, *options: str, attempt: int = 0) -> None:
-        self.port = free_port()
+    def __init__(
+        self,
+        command: Sequence[str],
+        directory: Path,
+        *options: str,
+        attempt: int | Path = 0,
+        node_rank: int = 0,
+        address: str = "127.0.0.1",
+        port: int | None = None,
+    ) -> None:
+        self.port = port or free_port()
+        self.address = address
         self.directory = directory
-        self.attempt = attempt
-        listen = ("--address", "127.0.0.1", "--port", str(self.port))
-        task = ("--run-directory", str(directory), "--attempt", str(attempt), "--node-rank", "0")
+        listen = ("--address", address, "--port", str(self.port))
+        number = ("--attempt-file" if isinstance(attempt, Path) else "--attempt", str(attempt))
+        task = ("--run-directory", str(directory), *number, "--node-rank", str(node_rank))
         self._process = subprocess.Popen(
             (sys.executable, "-m", "galvatron_runtime.supervisor", *listen, *task, *options, "--", *command),
             env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -85,7 +95,7 @@ class Supervised:
     def get(self, path: str) -> tuple[int, bytes]:
         """Status code and body of an answer."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://{self.address}:{self.port}{path}", timeout=10) as answer:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             with error:
@@ -98,6 +108,12 @@ class Supervised:
     def wait_for_first_step(self) -> None:
         """Wait until the command says how far it is."""
         wait_until(lambda: self.get("/readyz")[0] == 200, what="a first step")
+
+    def wait_for_attempt(self, attempt: int, state: WorkerState) -> WorkerStatus:
+        """Wait until it stands so in an attempt."""
+        wanted = (attempt, state)
+        wait_until(lambda: (now := self.status()).attempt == attempt and now.state is state, what=f"{wanted}")
+        return self.status()
 
     def wait_for_end(self) -> WorkerStatus:
         """Wait until the command has ended; works only while the supervisor parks."""
@@ -118,9 +134,9 @@ class Supervised:
         self._process.kill()
         self._process.wait()
 
-    def result(self) -> WorkerStatus:
-        """What it left in the run directory."""
-        return WorkerStatus.from_json((self.directory / f"result-{self.attempt}.json").read_text())
+    def result(self, attempt: int = 0) -> WorkerStatus:
+        """What it left of an attempt in the run directory."""
+        return WorkerStatus.from_json((self.directory / f"result-{attempt}.json").read_text())
 
     def _answers(self) -> bool:
         try:

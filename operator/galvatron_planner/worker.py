@@ -10,6 +10,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from galvatron_planner.documents import Document, Value
 
+ATTEMPT_PLACEHOLDER = "{attempt}"
+"""Stands for the attempt's number in a supervised command, which is written before there are further attempts."""
+
 
 class WorkerState(StrEnum):
     """Where a supervised command stands; the last two are final for the attempt."""

@@ -54,15 +54,14 @@ def kill_descendants() -> None:
             os.waitpid(-1, 0)
 
 
-def wait_for_child(child: subprocess.Popen[bytes]) -> int:
-    """Wait for one child and collect adopted ones on the way; the child's exit code, as shells give it."""
-    while True:
+def exit_code(child: subprocess.Popen[bytes]) -> int | None:
+    """Collect adopted processes that have ended; the child's exit code, as shells give it, or None while it runs."""
+    with suppress(ChildProcessError):
         # WNOWAIT leaves the ended process in place: Popen must collect its own.
-        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-        if ended is None or ended.si_pid == child.pid:
-            code = child.wait()
-            return code if code >= 0 else 128 - code  # ended by signal -code
-        os.waitpid(ended.si_pid, 0)
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid != child.pid:
+            os.waitpid(ended.si_pid, 0)
+    code = child.poll()
+    return code if code is None or code >= 0 else 128 - code  # ended by signal -code
 
 
 def _children_by_parent() -> dict[int, list[int]]:

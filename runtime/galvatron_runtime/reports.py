@@ -7,6 +7,8 @@ a rank that dies leaves its last word behind. This module is imported by the sup
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -200,13 +202,12 @@ def shorten(message: str) -> str:
 
 def read_reports(directory: Path) -> tuple[RankReport, ...]:
     """Collect the newest report of every rank of this pod, by rank."""
-    return tuple(RankReport.from_json(path.read_text()) for path in sorted(_reports(directory).glob("rank-*.json")))
+    return tuple(RankReport.from_json(text) for text in _texts(directory, "rank-*.json"))
 
 
 def read_failures(directory: Path) -> tuple[WorkerFailure, ...]:
     """Collect the last words of the ranks that failed, by rank."""
-    paths = sorted(_reports(directory).glob("failure-*.json"))
-    return tuple(RankFailure.from_json(path.read_text()).failure for path in paths)
+    return tuple(RankFailure.from_json(text).failure for text in _texts(directory, "failure-*.json"))
 
 
 def clear_reports(directory: Path) -> None:
@@ -225,6 +226,13 @@ def write_atomically(path: Path, text: str) -> None:
 
 def _number(variable: str) -> int:
     return int(os.environ.get(variable, "0"))
+
+
+def _texts(directory: Path, pattern: str) -> Iterator[str]:
+    for path in sorted(_reports(directory).glob(pattern)):
+        # Another thread may ask while the reports of an attempt that is over are cleared.
+        with suppress(FileNotFoundError):
+            yield path.read_text()
 
 
 def _reports(directory: Path) -> Path:

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from galvatron_planner.worker import ExitClass, WorkerFailure, WorkerState, WorkerStatus
+from galvatron_runtime.attempts import newest_attempt
 from galvatron_runtime.metrics import METRICS
+from galvatron_runtime.reports import write_atomically
 from galvatron_runtime.supervisor import TERMINATION_LOG_BYTES, termination_message
-from supervision import Supervised, is_alive, wait_until
+from supervision import Supervised, free_port, is_alive, wait_until
 
 SLEEP = "import time; time.sleep(600)"
 REPORT_AND_SLEEP = f"""
@@ -209,3 +211,162 @@ def test_a_supervisor_says_what_to_do_about_a_port_that_is_taken(tmp_path: Path)
         with Supervised(python(SLEEP), tmp_path / "second", "--port", str(pod.port)) as other:
             assert other.wait_for_exit() == 2
         assert pod.get("/livez")[0] == 200
+
+
+class Attempts:
+    """The file that the kubelet keeps equal to the pod's annotation."""
+
+    def __init__(self, directory: Path, number: int) -> None:
+        self.path = directory / "attempt"
+        self.write(number)
+
+    def write(self, number: int) -> None:
+        write_atomically(self.path, str(number))
+
+
+def says_its_attempt(directory: Path, then: str = "") -> tuple[str, ...]:
+    """A command that appends the number of its attempt, as its environment and its arguments have it, to a file."""
+    script = f"""
+import os, sys
+from galvatron_runtime.reports import report_progress
+attempt = int(os.environ["GALVATRON_ATTEMPT"])
+print(attempt, sys.argv[1], file=open({str(directory / "began")!r}, "a"), flush=True)
+report_progress("training", step=attempt, total_steps=9)
+{then}
+"""
+    return (*python(script), "uid-{attempt}")
+
+
+def began(directory: Path) -> list[str]:
+    return (directory / "began").read_text().splitlines()
+
+
+@pytest.mark.distributed
+def test_a_parked_supervisor_runs_its_command_again_for_a_newer_attempt(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path, 1)
+    with Supervised(
+        says_its_attempt(tmp_path, "sys.exit(3 if attempt == 1 else 0)"), tmp_path, attempt=attempts.path
+    ) as pod:
+        assert pod.wait_for_end().state is WorkerState.FAILED
+        attempts.write(2)
+        status = pod.wait_for_attempt(2, WorkerState.SUCCEEDED)
+        assert status.progress is not None
+        assert status.progress.step == 2
+    assert began(tmp_path) == ["1 uid-1", "2 uid-2"]
+
+
+@pytest.mark.distributed
+def test_a_newer_attempt_kills_the_command_of_the_old_one_without_grace(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path, 1)
+    file = tmp_path / "process"
+    ignores = f"""
+import signal
+if attempt == 1:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print(os.getpid(), file=open({str(file)!r}, "w"), flush=True)
+    {SLEEP}
+"""
+    with Supervised(says_its_attempt(tmp_path, ignores), tmp_path, attempt=attempts.path) as pod:
+        process = process_in(file)
+        attempts.write(2)
+        pod.wait_for_attempt(2, WorkerState.SUCCEEDED)
+        assert not is_alive(process)
+        assert pod.result(1).failure is not None
+
+
+@pytest.mark.distributed
+def test_the_reports_of_the_old_attempt_are_no_progress_of_the_newer_one(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path, 1)
+    waits = ("--wait-for", "unknown.invalid")
+    with Supervised(says_its_attempt(tmp_path, SLEEP), tmp_path, attempt=attempts.path) as pod:
+        pod.wait_for_first_step()
+        pod.kill()
+    attempts.write(2)
+    with Supervised(says_its_attempt(tmp_path), tmp_path, *waits, attempt=attempts.path) as pod:
+        status = pod.wait_for_attempt(2, WorkerState.WAITING)
+        assert status.progress is None
+        assert pod.get("/readyz")[0] == 503
+
+
+@pytest.mark.distributed
+def test_an_attempt_that_is_passed_over_is_never_run(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path, 1)
+    with Supervised(says_its_attempt(tmp_path, SLEEP), tmp_path, attempt=attempts.path) as pod:
+        pod.wait_for_first_step()
+        attempts.write(2)
+        attempts.write(3)
+        pod.wait_for_attempt(3, WorkerState.RUNNING)
+        wait_until(lambda: began(tmp_path)[-1] == "3 uid-3", what="the third attempt begins")
+        assert "3 uid-3" in began(tmp_path)
+        assert len(began(tmp_path)) <= 3
+
+
+def test_a_file_that_is_spoiled_or_goes_back_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "attempt"
+    for text, newest in (("4", 4), ("2\n", 3), ("", 3), ("four", 3), ("-9", 3)):
+        file.write_text(text)
+        assert newest_attempt(file, known=3) == newest
+    assert newest_attempt(tmp_path / "missing", known=3) == 3
+
+
+@pytest.mark.distributed
+def test_a_container_that_starts_again_waits_for_the_next_attempt(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path, 1)
+    termination = tmp_path / "termination"
+    command = says_its_attempt(tmp_path, SLEEP)
+    with Supervised(command, tmp_path, attempt=attempts.path) as pod:
+        pod.wait_for_first_step()
+        pod.kill()
+    with Supervised(command, tmp_path, "--termination-log", str(termination), attempt=attempts.path) as pod:
+        assert pod.wait_for_attempt(1, WorkerState.FAILED).failure is not None
+        assert termination.read_text()
+        attempts.write(2)
+        pod.wait_for_attempt(2, WorkerState.RUNNING)
+        # What killed the first attempt must not be taken for what ends the second.
+        assert not termination.read_text()
+        pod.wait_for_first_step()
+    assert began(tmp_path) == ["1 uid-1", "2 uid-2"]
+
+
+@pytest.mark.distributed
+def test_a_request_to_stop_reaches_a_later_attempt_and_none_begins_after_it(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path, 1)
+    handles = f"""
+import signal
+signal.signal(signal.SIGTERM, lambda *_: (print("saved", file=open({str(tmp_path / "began")!r}, "a")), sys.exit(1)))
+{SLEEP}
+"""
+    with Supervised(says_its_attempt(tmp_path, handles), tmp_path, attempt=attempts.path) as pod:
+        pod.wait_for_first_step()
+        attempts.write(2)
+        wait_until(lambda: "2 uid-2" in began(tmp_path), what="the second attempt begins")
+        pod.stop()
+        attempts.write(3)
+        assert pod.wait_for_exit() == 75
+    assert "3 uid-3" not in began(tmp_path)
+
+
+@pytest.mark.distributed
+def test_a_supervisor_needs_a_number_in_its_file(tmp_path: Path) -> None:
+    with Supervised(python("pass"), tmp_path, attempt=tmp_path / "missing") as pod:
+        assert pod.wait_for_exit() == 2
+
+
+@pytest.mark.distributed
+def test_other_nodes_wait_until_node_0_runs_the_same_attempt(tmp_path: Path) -> None:
+    command = says_its_attempt(tmp_path, SLEEP)
+    port = free_port()
+    first, second = Attempts(tmp_path / "first", 1), Attempts(tmp_path / "second", 2)
+    peer = ("--wait-for", "127.0.0.1")
+    with (
+        Supervised(command, tmp_path / "0", attempt=first.path, port=port) as node_0,
+        Supervised(
+            command, tmp_path / "1", *peer, attempt=second.path, port=port, node_rank=1, address="127.0.0.2"
+        ) as node_1,
+    ):
+        node_0.wait_for_attempt(1, WorkerState.RUNNING)
+        wait_until(lambda: began(tmp_path) == ["1 uid-1"], what="node 0 begins")
+        assert node_1.status().state is WorkerState.WAITING
+        first.write(2)
+        node_1.wait_for_attempt(2, WorkerState.RUNNING)
+        assert node_0.status().attempt == 2
