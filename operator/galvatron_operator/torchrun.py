@@ -2,11 +2,12 @@
 
 Rendezvous is static: the ranks of nodes are known, and a gang that lost a member is started again as a whole by the
 operator, under another attempt and therefore another rendezvous id. The supervisor runs the command as its child and
-reports on it.
+reports on it; where the attempt is followed in a file, it runs it again for every further one.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import PurePosixPath
 
 from galvatron_planner.cluster import Cluster, DeviceKind
 
@@ -45,8 +46,8 @@ class Launch:
         node_rank: which node this is; text, because pods expand it from a variable.
         master_address: where node 0 is reached.
         master_port: where the agents meet on node 0.
-        run_id: keeps agents of another attempt out.
-        attempt: number of the attempt, reported by the supervisor.
+        run_id: keeps agents of another attempt out; may hold ``ATTEMPT_PLACEHOLDER``.
+        attempt: number of the attempt, reported by the supervisor; or the file in which it stands, and grows.
         supervisor_port: where the supervisor answers.
         supervisor_address: the interface it answers on.
         run_directory: where ranks leave what the supervisor reports.
@@ -63,7 +64,7 @@ class Launch:
     master_address: str
     master_port: int
     run_id: str
-    attempt: int
+    attempt: int | PurePosixPath
     supervisor_port: int
     run_directory: str
     when_finished: WhenFinished
@@ -75,7 +76,8 @@ class Launch:
 
 def supervisor_command(launch: Launch) -> tuple[str, ...]:
     """Write the command of a pod, or of a local process: the supervisor around torchrun."""
-    # Only other nodes need a name; their names are published a little later than their pods start.
+    # Only other nodes need a name; their names are published a little later than their pods start. Node 0 may also
+    # still be in the attempt before.
     wait = ("--wait-for", launch.master_address) if launch.cluster.num_nodes > 1 else ()
     log = ("--termination-log", launch.termination_log) if launch.termination_log is not None else ()
     return (
@@ -83,7 +85,7 @@ def supervisor_command(launch: Launch) -> tuple[str, ...]:
         *("--address", launch.supervisor_address),
         *("--port", str(launch.supervisor_port)),
         *("--run-directory", launch.run_directory),
-        *("--attempt", str(launch.attempt)),
+        *("--attempt" if isinstance(launch.attempt, int) else "--attempt-file", str(launch.attempt)),
         *("--node-rank", launch.node_rank),
         *wait,
         *log,

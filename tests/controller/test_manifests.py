@@ -169,7 +169,7 @@ def test_pods_satisfy_the_restricted_level_of_pod_security(owner: Manifest) -> N
     assert not security["allowPrivilegeEscalation"]
     assert security["readOnlyRootFilesystem"]
     kinds = {kind for volume in pod_spec(owner)["volumes"] for kind in volume if kind != "name"}
-    assert kinds <= {"configMap", "emptyDir", "projected", "persistentVolumeClaim"}
+    assert kinds <= {"configMap", "downwardAPI", "emptyDir", "projected", "persistentVolumeClaim"}
 
 
 def test_pods_carry_no_credentials(owner: Manifest) -> None:
@@ -223,15 +223,29 @@ def test_a_stopped_gang_differs_in_replicas_only() -> None:
     assert running == stopped
 
 
-def test_the_attempt_fences_pods_and_rendezvous() -> None:
+def test_pods_of_two_attempts_differ_in_their_annotation_only() -> None:
     first, second = trainers(job(), attempt=1), trainers(job(), attempt=2)
-    assert option(first, "--attempt") == "1"
-    assert option(first, "--rdzv-id") != option(second, "--rdzv-id")
-    annotations = [m["spec"]["template"]["metadata"]["annotations"] for m in (first, second)]
+    annotations = [m["spec"]["template"]["metadata"].pop("annotations") for m in (first, second)]
     assert [a[names.ANNOTATION_ATTEMPT] for a in annotations] == ["1", "2"]
-    # What cannot be changed in a StatefulSet does not depend on the attempt.
-    for field in ("selector", "serviceName", "podManagementPolicy"):
-        assert first["spec"][field] == second["spec"][field]
+    # Or a pod that stays for the second attempt would not be what a new one is.
+    assert first["spec"] == second["spec"]
+
+
+def test_a_trainer_reads_its_attempt_from_its_annotation() -> None:
+    owner = trainers(job())
+    (volume,) = (v for v in pod_spec(owner)["volumes"] if v["name"] == "attempt")
+    (mount,) = (m for m in container(owner)["volumeMounts"] if m["name"] == "attempt")
+    (item,) = volume["downwardAPI"]["items"]
+    assert item["fieldRef"] == {"fieldPath": "metadata.annotations['galvatron.io/attempt']"}
+    assert option(owner, "--attempt-file") == f"{mount['mountPath']}/{item['path']}"
+    # The kubelet never refreshes a file that is mounted alone.
+    assert "subPath" not in mount
+    assert "--attempt" not in container(owner)["command"]
+
+
+def test_every_attempt_has_a_rendezvous_of_its_own() -> None:
+    assert option(trainers(job()), "--rdzv-id").endswith("-{attempt}")
+    assert option(profilers(job()), "--attempt") == "0"
 
 
 def test_selectors_are_among_the_labels_of_their_pods() -> None:

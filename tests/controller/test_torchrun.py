@@ -1,5 +1,6 @@
 import argparse
 from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -53,6 +54,15 @@ def test_the_supervisor_understands_every_option(when_finished: WhenFinished) ->
     assert task.wait_for == "job-0.job"
     assert task.when_finished.value == when_finished.value
     assert task.command == torchrun.torchrun_command(launch)
+
+
+def test_the_supervisor_follows_the_attempt_in_a_file(tmp_path: Path) -> None:
+    supervisor = pytest.importorskip("galvatron_runtime.supervisor")
+    file = tmp_path / "attempt"
+    file.write_text("7")
+    launch = replace(POD, attempt=PurePosixPath(file), run_id="uid-{attempt}")
+    task = supervisor.parse_arguments(torchrun.supervisor_command(launch)[3:])
+    assert (task.attempt, task.attempt_file) == (7, file)
 
 
 def test_ranks_get_their_time_before_torchrun_and_torchrun_before_the_supervisor() -> None:

@@ -1,6 +1,7 @@
 """The training of a job: documents 3 and 4, a headless Service, and the StatefulSet of the trainers."""
 
 from contextlib import suppress
+from pathlib import PurePosixPath
 
 from galvatron_operator import names
 from galvatron_operator.api import GalvatronJob
@@ -11,6 +12,7 @@ from galvatron_planner.errors import InexpressiblePlan
 from galvatron_planner.interop.plans import to_galvatron
 from galvatron_planner.plan import Plan
 from galvatron_planner.training import TrainingSpec
+from galvatron_planner.worker import ATTEMPT_PLACEHOLDER
 
 SUPERVISOR_SECONDS = 20
 """Part of the grace period that is left to torchrun and the supervisor when the ranks have ended."""
@@ -39,13 +41,13 @@ def service(job: GalvatronJob) -> Manifest:
 def stateful_set(
     job: GalvatronJob, plan: Plan, training: TrainingSpec, *, attempt: int, image: str, replicas: int
 ) -> Manifest:
-    """The trainers of one attempt.
+    """The trainers, as of one attempt.
 
     Args:
         job: the job.
         plan: document 3, whose ConfigMap exists.
         training: document 4, whose ConfigMap exists.
-        attempt: number of the attempt; pods of another attempt can neither join nor be mistaken for this one.
+        attempt: number of the attempt that a new pod begins with; pods that stay for a later one are annotated anew.
         image: of the runtime.
         replicas: the plan's nodes, or 0 to stop them.
     """
@@ -55,7 +57,7 @@ def stateful_set(
     pod = NodePod(
         component=names.COMPONENT_TRAINER,
         image=image,
-        launch=training_launch(job, plan, attempt=attempt),
+        launch=training_launch(job, plan),
         node_rank_field=f"metadata.labels['{names.LABEL_POD_INDEX}']",
         mounts=_mounts(job, plan, training),
         grace_period_seconds=job.spec.lifecycle.termination_grace_period_seconds,
@@ -80,7 +82,7 @@ def stateful_set(
     }
 
 
-def training_launch(job: GalvatronJob, plan: Plan, *, attempt: int) -> Launch:
+def training_launch(job: GalvatronJob, plan: Plan) -> Launch:
     """What a trainer pod runs."""
     several = plan.cluster.num_nodes > 1
     return Launch(
@@ -93,8 +95,8 @@ def training_launch(job: GalvatronJob, plan: Plan, *, attempt: int) -> Launch:
         node_rank=NODE_RANK,
         master_address=names.pod_address(names.stateful_set(job.name), 0) if several else LOOPBACK,
         master_port=names.RENDEZVOUS_PORT,
-        run_id=f"{job.metadata.uid}-{attempt}",
-        attempt=attempt,
+        run_id=f"{job.metadata.uid}-{ATTEMPT_PLACEHOLDER}",
+        attempt=PurePosixPath(names.ATTEMPT_FILE),
         supervisor_port=job.spec.observability.metrics_port,
         run_directory=names.RUN_DIRECTORY,
         when_finished=WhenFinished.PARK,
@@ -108,7 +110,14 @@ def _mounts(job: GalvatronJob, plan: Plan, training: TrainingSpec) -> tuple[Moun
         (names.plan_config_map(job.name, plan.digest()), names.PLAN_KEY),
         (names.training_config_map(job.name, training.digest()), names.TRAINING_KEY),
     )
-    return (documents, *_data_mounts(job), *_weights_mounts(job), *_checkpoint_mounts(job))
+    return (documents, _attempt_mount(), *_data_mounts(job), *_weights_mounts(job), *_checkpoint_mounts(job))
+
+
+def _attempt_mount() -> Mount:
+    """Show the pod its own annotation: how the operator tells it that another attempt has begun."""
+    field = {"fieldPath": f"metadata.annotations['{names.ANNOTATION_ATTEMPT}']"}
+    items = [{"path": PurePosixPath(names.ATTEMPT_FILE).name, "fieldRef": field}]
+    return Mount("attempt", names.ATTEMPT_DIRECTORY, {"downwardAPI": {"items": items}}, read_only=True)
 
 
 def _data_mounts(job: GalvatronJob) -> tuple[Mount, ...]:
