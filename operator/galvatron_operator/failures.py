@@ -114,14 +114,19 @@ def failure_of(pod: Pod, report: WorkerStatus | None, *, now: datetime) -> Failu
     return _disrupted(pod, now) or _unreachable(pod, report, now) or _deleted(pod, now) or _ended(pod, now)
 
 
-def cause(failures: Iterable[Failure], *, now: datetime) -> Failure | None:
+def cause(failures: Iterable[Failure], *, now: datetime, all_have_spoken: bool = False) -> Failure | None:
     """Choose the failure that led to the others, or None while it may still have to show itself.
 
     A lost connection is usually the echo of something else, so it stands only when nothing else is heard for a while.
+
+    Args:
+        failures: at most one per pod.
+        now: the time.
+        all_have_spoken: whether no pod is left that could say something else.
     """
     ranked = sorted(failures, key=lambda failure: (failure.reason is FailureReason.COMMUNICATION, failure.time))
     first = next(iter(ranked), None)
-    if first is None or first.reason is not FailureReason.COMMUNICATION:
+    if first is None or first.reason is not FailureReason.COMMUNICATION or all_have_spoken:
         return first
     return first if now - first.time >= timedelta(seconds=SETTLE_SECONDS) else None
 

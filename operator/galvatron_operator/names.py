@@ -28,6 +28,8 @@ COMPONENT_PROFILE = "profile"
 """The component of cached profiles, which belong to no single job."""
 
 ANNOTATION_ATTEMPT = f"{API_GROUP}/attempt"
+ANNOTATION_TEMPLATE = f"{API_GROUP}/template"
+"""Digest of what a trainer was made from: tells whether it can stay for another attempt."""
 ANNOTATION_COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 """Set by Kubernetes on the pods of an Indexed Job."""
 LABEL_POD_INDEX = "apps.kubernetes.io/pod-index"

@@ -225,6 +225,7 @@ def test_the_operator_may_do_what_it_does_and_no_more() -> None:
     assert not {resource for _, resource, _ in granted} & {"secrets", "pods/log", "pods/exec", "nodes", "roles"}
     assert ("", "pods", "create") not in granted
     assert {verb for _, resource, verb in granted if resource == "events"} == {"create", "list", "patch"}
+    assert ("", "pods", "patch") in granted  # the annotation with the attempt
 
 
 def test_with_namespaces_the_operator_has_rights_only_there() -> None:

@@ -152,6 +152,19 @@ def test_an_immutable_config_map_refuses_another_content(site: Site) -> None:
         site.apply(site.config_map(immutable=True, data={"a": "2"}))
 
 
+def test_what_is_applied_to_one_object_makes_no_other(site: Site) -> None:
+    former = site.apply(site.config_map())
+    named = {"name": former["metadata"]["name"], "namespace": site.namespace, "uid": former["metadata"]["uid"]}
+    annotated = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": named | {"annotations": {"a": "1"}}}
+    assert site.apply(annotated)["metadata"]["annotations"]["a"] == "1"
+    site.run(site.cluster.delete(reference(former)))
+    with pytest.raises(Conflict):
+        site.apply(annotated)
+    site.apply(site.config_map())
+    with pytest.raises((Conflict, Refused)):
+        site.apply(annotated)
+
+
 def test_lists_select_by_every_label(site: Site) -> None:
     site.apply(
         site.config_map("one", metadata={"name": "one", "namespace": site.namespace, "labels": {"x": "1", "y": "1"}})

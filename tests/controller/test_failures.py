@@ -117,3 +117,8 @@ def test_a_lost_connection_waits_for_its_cause_before_it_stands() -> None:
     assert cause([failed(FailureReason.COMMUNICATION, 5)], now=NOW) is None
     old = failed(FailureReason.COMMUNICATION, 60)
     assert cause([old], now=NOW) is old
+
+
+def test_a_lost_connection_stands_at_once_when_no_pod_is_left_to_say_more() -> None:
+    fresh = failed(FailureReason.COMMUNICATION, 1)
+    assert cause([fresh], now=NOW, all_have_spoken=True) is fresh

@@ -50,6 +50,7 @@ class FakeCluster:
     async def apply(self, manifest: Manifest) -> Manifest:
         key = _key(manifest)
         existing = self.objects.get(key)
+        _check_uid(key, existing, manifest)
         merged = self._merge(key, "", existing or {}, manifest)
         if existing is None:
             merged["metadata"] |= {"uid": str(uuid4()), "generation": 1, "creationTimestamp": self.now}
@@ -117,6 +118,14 @@ class FakeCluster:
     def _has(found: Manifest, labels: Mapping[str, str]) -> bool:
         own = found["metadata"].get("labels") or {}
         return all(own.get(name) == value for name, value in labels.items())
+
+
+def _check_uid(key: Key, existing: Manifest | None, wanted: Manifest) -> None:
+    uid = wanted["metadata"].get("uid")
+    if uid is not None and existing is None:
+        raise Conflict(f"{key}: no object has the uid {uid}", remedy="read again what exists")
+    if uid is not None and existing is not None and uid != existing["metadata"]["uid"]:
+        raise Refused(f"{key}: metadata.uid is immutable", remedy="read again what exists")
 
 
 def _check_immutable(key: Key, before: Manifest, after: Manifest) -> None:

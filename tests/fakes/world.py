@@ -82,7 +82,7 @@ class World:
     script: Script = all_goes_well
     cluster: FakeCluster = field(default_factory=FakeCluster)
     now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
-    ages: dict[str, int] = field(default_factory=dict)
+    ages: dict[tuple[str, str], int] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
 
     def lose_node_of(self, name: str) -> None:
@@ -188,7 +188,7 @@ class World:
             return
         template = copy.deepcopy(owner["spec"]["template"])
         uid = str(uuid4())
-        self.ages[uid] = 0
+        self.ages[uid, template["metadata"].get("annotations", {}).get(names.ANNOTATION_ATTEMPT, "0")] = 0
         self.cluster.objects[key] = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -215,7 +215,7 @@ class World:
             return
         # A rank waits for all others before its command gets anywhere.
         if self._is_complete(pod):
-            self.ages[pod["metadata"]["uid"]] += 1
+            self.ages[_life(pod)] = self.ages.get(_life(pod), 0) + 1
         pod["status"] |= self.script(self._scene(pod)).pod_status or {}
 
     def _is_complete(self, pod: Manifest) -> bool:
@@ -240,7 +240,7 @@ class World:
             component=labels[names.LABEL_COMPONENT],
             attempt=int(annotations.get(names.ANNOTATION_ATTEMPT, 0)),
             node_rank=int(node_rank),
-            age=self.ages[pod["metadata"]["uid"]],
+            age=self.ages.get(_life(pod), 0),
         )
 
 
@@ -270,6 +270,11 @@ class InstantSearches:
 
     def forget(self, key: JobKey) -> None:
         self._outcomes.pop(key, None)
+
+
+def _life(pod: Manifest) -> tuple[str, str]:
+    """One attempt in one pod: a pod that stays begins anew."""
+    return pod["metadata"]["uid"], pod["metadata"]["annotations"].get(names.ANNOTATION_ATTEMPT, "0")
 
 
 def _text(time: datetime) -> str:

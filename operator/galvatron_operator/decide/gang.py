@@ -95,10 +95,13 @@ def gang_failure(gang: Gang, status: JobStatus, *, progress_deadline_seconds: in
         for pod in gang.pods
         if (failure := failure_of(pod, gang.reports.get(pod["metadata"]["name"]), now=now)) is not None
     ]
+    all_have_spoken = len(found) == gang.num_nodes
     if (lost := _lost_member(gang, status, now)) is not None:
         # With the others: its peers lose their connections to it, which is not what has happened.
         found.append(lost)
-    return cause(found, now=now) if found else _stalled(gang, status, progress_deadline_seconds, now)
+    if not found:
+        return _stalled(gang, status, progress_deadline_seconds, now)
+    return cause(found, now=now, all_have_spoken=all_have_spoken)
 
 
 def progress_status(progress: Progress, plan: Plan, *, before: ProgressStatus | None, now: datetime) -> ProgressStatus:

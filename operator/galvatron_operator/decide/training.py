@@ -16,11 +16,15 @@ from galvatron_operator.decide.situation import (
     missing,
     references,
 )
+from galvatron_operator.decide.staying import staying_pods
 from galvatron_operator.manifests import training
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.obstacles import obstacle
 from galvatron_planner.plan import Plan
 from galvatron_planner.worker import WorkerState
+
+FAILING_SECONDS = 2.0
+"""Between two looks at a gang of which a part has failed: the rest follows, and says why."""
 
 
 def train(situation: Situation, plan: Plan) -> Decision:
@@ -36,11 +40,16 @@ def train(situation: Situation, plan: Plan) -> Decision:
     if failure is not None:
         return react(_say_nodes(told, gang), failure)
     lost = lost_pods(told, names.COMPONENT_TRAINER)
+    wanted = _wanted(told, plan)
+    trainers = next(m for m in (*wanted, *told.seen.of_kind(Kind.STATEFUL_SET)) if m["kind"] == Kind.STATEFUL_SET)
+    staying = () if seconds_to_wait(told) else staying_pods(told.seen, trainers, attempt=attempt)
+    stale = stale_pods(told.seen, attempt=attempt)
     return _say_gang(told, gang, lost).decide(
-        apply=missing(told.seen, *_wanted(told, plan)),
-        delete=references(stale_pods(told.seen, attempt=attempt)),
+        # The StatefulSet first: what it makes in place of a deleted pod belongs to this attempt.
+        apply=(*missing(told.seen, *wanted), *(training.attempt_of_pod(pod, attempt) for pod in staying)),
+        delete=references(tuple(pod for pod in stale if pod not in staying)),
         force_delete=to_force(told, lost),
-        after_seconds=min(POLL_SECONDS, seconds_to_wait(told) or POLL_SECONDS),
+        after_seconds=_look_again_seconds(told, gang),
     )
 
 
@@ -48,6 +57,12 @@ def has_finished_training(situation: Situation, plan: Plan) -> bool:
     """Tell whether the current attempt is through."""
     gang = gang_of(situation.seen, attempt=_known_attempt(situation), num_nodes=plan.cluster.num_nodes)
     return gang.has_succeeded
+
+
+def _look_again_seconds(situation: Situation, gang: Gang) -> float:
+    failed = any(report.state is WorkerState.FAILED for report in gang.reports.values())
+    pause = FAILING_SECONDS if failed else POLL_SECONDS
+    return min(pause, seconds_to_wait(situation) or pause)
 
 
 def _known_attempt(situation: Situation) -> int:

@@ -165,7 +165,8 @@ def _container(job: GalvatronJob, pod: NodePod, mounts: tuple[Mount, ...]) -> Ma
         ],
         "startupProbe": _probe("/livez", period_seconds=2, failure_threshold=60),
         "livenessProbe": _probe("/livez", period_seconds=20, failure_threshold=3),
-        "readinessProbe": _probe("/readyz", period_seconds=5, failure_threshold=3),
+        # How the operator learns of a failed command: the pod changes, and with it what the operator watches.
+        "readinessProbe": _probe("/readyz", period_seconds=2, failure_threshold=1),
         "resources": _resources(job),
         "securityContext": _container_security(),
         "volumeMounts": [

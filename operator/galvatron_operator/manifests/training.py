@@ -1,5 +1,7 @@
 """The training of a job: documents 3 and 4, a headless Service, and the StatefulSet of the trainers."""
 
+import hashlib
+import json
 from contextlib import suppress
 from pathlib import PurePosixPath
 
@@ -64,6 +66,8 @@ def stateful_set(
         labels=plan_label,
         annotations=attempt_annotation,
     )
+    template = pod_template(job, pod)
+    template["metadata"]["annotations"][names.ANNOTATION_TEMPLATE] = _digest(template["spec"])
     return {
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",
@@ -77,9 +81,17 @@ def stateful_set(
             "updateStrategy": {"type": "OnDelete"},
             "revisionHistoryLimit": 1,
             "selector": {"matchLabels": names.pod_selector(job.name, names.COMPONENT_TRAINER)},
-            "template": pod_template(job, pod),
+            "template": template,
         },
     }
+
+
+def attempt_of_pod(pod: Manifest, attempt: int) -> Manifest:
+    """Name the attempt that an existing trainer takes part in from now on; nothing else of the pod is touched."""
+    # The uid keeps it from another pod that has taken the name.
+    kept = {key: pod["metadata"][key] for key in ("name", "namespace", "uid")}
+    annotations = {names.ANNOTATION_ATTEMPT: str(attempt)}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": kept | {"annotations": annotations}}
 
 
 def training_launch(job: GalvatronJob, plan: Plan) -> Launch:
@@ -103,6 +115,10 @@ def training_launch(job: GalvatronJob, plan: Plan) -> Launch:
         shutdown_timeout_seconds=job.spec.lifecycle.termination_grace_period_seconds - SUPERVISOR_SECONDS,
         termination_log=names.TERMINATION_LOG,
     )
+
+
+def _digest(template: Manifest) -> str:
+    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _mounts(job: GalvatronJob, plan: Plan, training: TrainingSpec) -> tuple[Mount, ...]:
