@@ -12,10 +12,11 @@ import builders
 from galvatron_planner.model import Precision
 from galvatron_planner.plan import Plan
 from galvatron_planner.training import AdamW, DataSource, SyntheticData, TextFiles, TrainingCheckpoints, TrainingSpec
-from galvatron_planner.worker import ExitClass, WorkerFailure
+from galvatron_planner.worker import ExitClass, WorkerFailure, WorkerState
 from galvatron_planner.workload import num_parameters
 from galvatron_runtime.describe import describe
 from galvatron_runtime.processes import descendants
+from galvatron_runtime.reports import write_atomically
 from supervision import Supervised, is_alive, torchrun, wait_until
 
 pytestmark = pytest.mark.distributed
@@ -54,7 +55,7 @@ def training(
     )
 
 
-def supervised(directory: Path, plan: Plan, what: TrainingSpec, *, attempt: int = 0) -> Supervised:
+def supervised(directory: Path, plan: Plan, what: TrainingSpec, *, attempt: int | Path = 0) -> Supervised:
     directory.mkdir(exist_ok=True)
     (directory / "plan.json").write_text(plan.to_json())
     (directory / "training.json").write_text(what.to_json())
@@ -161,6 +162,22 @@ def test_the_code_of_a_layer_that_ends_its_rank_arrives(
         failure = failure_of(run)
     assert (failure.rank, failure.exit_code, failure.reason) == (1, code, reason)
     assert f"SystemExit: {code}" in failure.message
+
+
+def test_a_supervisor_that_stays_trains_on_at_the_same_port_after_a_rank_was_killed(tmp_path: Path) -> None:
+    attempt = tmp_path / "attempt"
+    attempt.write_text("1")
+    with supervised(tmp_path, PLAN, training(None, steps=10**6), attempt=attempt) as run:
+        run.wait_for_first_step()
+        before = set(descendants(run.process))
+        os.kill(rank_processes(run)[1], signal.SIGKILL)
+        run.wait_for_attempt(1, WorkerState.FAILED)
+        write_atomically(attempt, "2")
+        run.wait_for_attempt(2, WorkerState.RUNNING)
+        run.wait_for_first_step()
+        # Agent, fork server and ranks: whatever serves the second attempt knows nothing of the first.
+        assert not before & set(descendants(run.process))
+        assert run.status().attempt == 2
 
 
 def test_a_stalled_run_ends_and_every_rank_says_where_it_stands(tmp_path: Path) -> None:
