@@ -18,7 +18,7 @@ class WorkerState(StrEnum):
     """Where a supervised command stands; the last two are final for the attempt."""
 
     WAITING = "Waiting"
-    """Peers are not resolvable yet."""
+    """The first node cannot be found yet, or is still in another attempt."""
     RUNNING = "Running"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"

@@ -31,7 +31,7 @@ def test_a_killed_rank_costs_no_pod(
     before = trainers(kubectl)
 
     killed = float(kubectl("exec", f"{NAME}-1", "--", "python", "-c", KILL, str(VICTIM)))
-    follow(kubectl, NAME, until=is_second_attempt_under_way, seconds=60, seen=seen)
+    follow(kubectl, NAME, until=is_second_attempt_under_way, seconds=120, seen=seen)
 
     assert trainers(kubectl) == before
     seconds = first_step_of_the_second_attempt(kubectl) - killed
