@@ -6,6 +6,7 @@ handles: it starts without a request and needs no more rights than these kinds.
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -105,7 +106,7 @@ class KubernetesCluster:
             Kind(manifest["kind"]),
             metadata["namespace"],
             metadata["name"] + subresource,
-            body=manifest,
+            body=_yaml(manifest),
             content_type="application/apply-patch+yaml",
             field_manager=names.FIELD_MANAGER,
             force_conflicts=True,
@@ -209,6 +210,16 @@ def _lease_manifest(lease: Lease, name: str, *, now: datetime) -> Manifest:
             "renewTime": time,
         },
     }
+
+
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+"""What YAML does not take in a text as it is, or takes for the end of a line."""
+
+
+def _yaml(manifest: Manifest) -> bytes:
+    """Write JSON that is YAML too: without surrogate pairs, JSON's escapes for emoji (gloo's errors end in one)."""
+    text = json.dumps(manifest, ensure_ascii=False)
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode(errors="replace")
 
 
 def _translate(error: DynamicApiError, request: str) -> ClusterError:

@@ -141,6 +141,11 @@ def test_applying_twice_changes_nothing(site: Site) -> None:
     assert first["metadata"]["resourceVersion"] == second["metadata"]["resourceVersion"]
 
 
+def test_any_text_arrives_as_it_was_written(site: Site) -> None:
+    text = 'GLHF! \U0001f3d6\ufe0f \x1b[31m\x7f\x85 \u2028 \ufeff \uffff \\ud83c "quoted"\n\t'
+    assert site.apply(site.config_map(data={"a": text}))["data"]["a"] == text
+
+
 def test_a_field_that_is_no_longer_named_goes(site: Site) -> None:
     site.apply(site.config_map(data={"a": "1", "b": "2"}))
     assert site.apply(site.config_map(data={"b": "3"}))["data"] == {"b": "3"}
