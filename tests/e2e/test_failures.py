@@ -1,0 +1,116 @@
+"""What goes wrong in user code and around it, on a real cluster: reasons, the words of the rank, and a resumption."""
+
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+from e2e.faulty_jobs import PERIOD_STEPS, FaultyJobs
+from e2e.following import JOB_LABEL, children, follow, is_complete
+from e2e.installation import fresh_namespace
+from e2e.kubectl import Kubectl, Manifest, condition, is_true, progress, wait_until
+
+pytestmark = [pytest.mark.k8s, pytest.mark.slow]
+
+Space = tuple[Kubectl, FaultyJobs]
+
+
+@pytest.fixture(scope="module")
+def space(installed: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
+    """A namespace with code and a volume, in which the jobs of this module have been measured."""
+    with fresh_namespace(installed) as kubectl:
+        jobs = FaultyJobs(kubectl, tmp_path_factory.mktemp("code"))
+        try:
+            yield kubectl, jobs
+        finally:
+            jobs.remove()
+
+
+def until_trained(kubectl: Kubectl, name: str, *, seconds: float = 150) -> Manifest:
+    """Follow a job to its good end."""
+    return follow(kubectl, name, until=is_complete, seconds=seconds).job
+
+
+def until_failed(kubectl: Kubectl, name: str, *, seconds: float = 150) -> Manifest:
+    """Wait for a job's bad end."""
+
+    def failed() -> Manifest | None:
+        job = kubectl.get("galvatronjob", name)
+        return job if is_true(job, "Failed") else None
+
+    return wait_until(f"{name} fails", seconds, failed)
+
+
+def assert_resumed(job: Manifest, *, from_step: int) -> None:
+    """No step was made twice but those after the newest training checkpoint before the fault."""
+    status = job["status"]
+    assert status["attempt"] == 2
+    assert status["progress"]["step"] == status["progress"]["totalSteps"]
+    assert 0 <= status["restarts"].get("lostSteps", 0) <= PERIOD_STEPS + from_step % PERIOD_STEPS
+
+
+def test_an_exception_in_one_rank_is_told_in_its_own_words_and_training_goes_on(space: Space) -> None:
+    kubectl, jobs = space
+    jobs.start("raises", "raise:2:12")
+    job = until_trained(kubectl, "raises", seconds=300)
+    assert_resumed(job, from_step=12)
+    (failure,) = job["status"]["failures"]
+    assert (failure["reason"], failure["rank"], failure["pod"]) == ("UserError", 2, "raises-1")
+    assert "RuntimeError: a fault on purpose" in failure["message"]
+    assert "Traceback" in failure["message"]
+    assert jobs.saved_steps("raises")[-1] == 60
+
+
+def test_a_code_that_says_the_data_are_wrong_ends_the_job(space: Space) -> None:
+    kubectl, jobs = space
+    jobs.start("exits", "exit:1:3")
+    job = until_failed(kubectl, "exits")
+    assert condition(job, "Failed")["reason"] == "DataError"
+    assert job["status"]["failures"][0]["exitCode"] == 65
+    assert job["status"]["attempt"] == 1
+
+
+def test_a_rank_that_hangs_is_noticed_and_its_gang_starts_again(space: Space) -> None:
+    kubectl, jobs = space
+    jobs.start("hangs", "hang:3:7", failurePolicy={"progressDeadlineSeconds": 10})
+    job = until_trained(kubectl, "hangs")
+    assert_resumed(job, from_step=7)
+    assert job["status"]["failures"][0]["reason"] == "Stalled"
+
+
+def test_a_rule_ends_a_job_at_its_first_failure(space: Space) -> None:
+    kubectl, jobs = space
+    jobs.start(
+        "stubborn",
+        "raise:0:1",
+        failurePolicy={"rules": [{"name": "at-once", "onReasons": ["UserError"], "action": "FailJob"}]},
+    )
+    job = until_failed(kubectl, "stubborn")
+    assert condition(job, "Failed")["reason"] == "RuleFailJob"
+    assert "a fault on purpose" in condition(job, "Failed")["message"]
+
+
+def test_a_job_that_is_suspended_saves_its_work_and_goes_on_when_it_is_resumed(space: Space) -> None:
+    kubectl, jobs = space
+    jobs.start("rests", steps=100_000)
+    follow(kubectl, "rests", until=lambda job: progress(job).get("step", 0) > 20, seconds=150)
+    patch(kubectl, "rests", '{"spec": {"suspend": true}}')
+    wait_until("no pod is left", 60, lambda: not pods(kubectl, "rests"))
+    job = kubectl.get("galvatronjob", "rests")
+    assert is_true(job, "Suspended")
+    saved = jobs.saved_steps("rests")[-1]
+    patch(kubectl, "rests", '{"spec": {"suspend": false}}')
+    follow(kubectl, "rests", until=lambda job: progress(job).get("step", 0) > saved, seconds=120)
+
+    kubectl("delete", "galvatronjob", "rests", "--wait=true")
+    wait_until("nothing is left of the job", 90, lambda: not children(kubectl, "rests"))
+    assert jobs.saved_steps("rests")[-1] > saved
+
+
+def patch(kubectl: Kubectl, name: str, change: str) -> None:
+    """Change fields of a job, as its user."""
+    kubectl("patch", "galvatronjob", name, "--type", "merge", "--patch", change)
+
+
+def pods(kubectl: Kubectl, name: str) -> tuple[Manifest, ...]:
+    """The job's pods."""
+    return kubectl.items("pods", f"{JOB_LABEL}={name}")
