@@ -27,6 +27,8 @@ from galvatron_operator.workqueue import TryAgain, WorkQueue
 log = logging.getLogger(__name__)
 
 RESYNC_SECONDS = 300.0
+START_AGAIN_SECONDS = 2.0
+"""Between two attempts to read the cluster at the start."""
 LONGEST_ROUND_SECONDS = 300.0
 """A round that takes longer hangs: every request in it has a timeout of its own."""
 
@@ -220,9 +222,12 @@ def register(registry: kopf.OperatorRegistry, operator: Operator, *, when_ended:
     async def start(**_: Any) -> None:
         try:
             await operator.check_cluster()
+            await work.enter_async_context(operator.running(when_ended=when_ended))
         except NotFound as error:
             raise kopf.PermanentError(f"GalvatronJobs are not known here: {error}; install the CRD first") from error
-        await work.enter_async_context(operator.running(when_ended=when_ended))
+        except ClusterError as error:
+            # For instance 429 while storage for a new CRD is made ready.
+            raise kopf.TemporaryError(str(error), delay=START_AGAIN_SECONDS) from error
 
     @kopf.on.cleanup(registry=registry)
     async def stop(**_: Any) -> None:
