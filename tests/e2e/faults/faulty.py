@@ -12,6 +12,7 @@ import time
 import convolutions  # type: ignore[import-not-found]  # lies beside this file in the pod
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 _ATTEMPT = int(os.environ.get("GALVATRON_ATTEMPT", "0"))
 _steps = 0
@@ -69,4 +70,4 @@ def layers() -> list[nn.Module]:
 
 
 if "FAULT" in os.environ and 1 <= _ATTEMPT <= int(os.environ.get("FAULT_ATTEMPTS", "1")):
-    torch.optim.optimizer.register_optimizer_step_post_hook(_after_step)
+    register_optimizer_step_post_hook(_after_step)
