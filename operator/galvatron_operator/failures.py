@@ -25,6 +25,8 @@ class Action(StrEnum):
     """A new attempt that counts towards ``spec.failurePolicy.maxRestarts``."""
     RESTART_UNCOUNTED = "RestartUncounted"
     """A new attempt, however often: the cluster took something away, the job is not at fault."""
+    REPLAN = "Replan"
+    """A new attempt under another plan, which needs less memory; so often as ``decide/replanning.py`` says."""
     FAIL = "Fail"
     """The next attempt would fail in the same way."""
 
@@ -53,7 +55,7 @@ REACTIONS: dict[FailureReason, Reaction] = {
     FailureReason.DATA_ERROR: Reaction(Action.FAIL, "correct spec.training.dataset"),
     FailureReason.BAD_PLAN: Reaction(Action.FAIL, "create the job again, so that it is planned anew"),
     FailureReason.OUT_OF_DEVICE_MEMORY: Reaction(
-        Action.FAIL, "lower spec.budget.memoryPerGPU, so that the search leaves more room"
+        Action.REPLAN, "lower spec.budget.memoryPerGPU, so that the search leaves more room"
     ),
     FailureReason.COMMUNICATION: Reaction(Action.RESTART, "check the network between the nodes"),
     FailureReason.PREEMPTED: Reaction(Action.RESTART_UNCOUNTED, "give the job a higher priority"),
@@ -85,6 +87,7 @@ class Failure:
         node: where the pod ran.
         rank: global rank that failed first in the pod.
         exit_code: of the rank that failed first, of the command if none said anything, or of the container.
+        peak_bytes: peak device memory of that rank, where it is known.
     """
 
     reason: FailureReason
@@ -94,6 +97,7 @@ class Failure:
     node: str | None = None
     rank: int | None = None
     exit_code: int | None = None
+    peak_bytes: int | None = None
 
 
 def failure_of(pod: Pod, report: WorkerStatus | None, *, now: datetime) -> Failure | None:
@@ -145,6 +149,7 @@ def _reported(pod: Pod, failure: WorkerFailure) -> Failure:
         node=pod.get("spec", {}).get("nodeName"),
         rank=failure.rank,
         exit_code=failure.exit_code,
+        peak_bytes=failure.peak_bytes,
     )
 
 

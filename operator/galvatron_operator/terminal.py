@@ -221,6 +221,7 @@ def _standing(status: JobStatus | None, budget: str) -> tuple[str, ...]:
     if status is None:
         return ("not seen yet", *("" for _ in TOP_COLUMNS[2:]))
     progress, plan = status.progress, status.plan
+    budget = status.replan.memory_per_gpu if status.replan else budget
     predicted = _milliseconds(plan.estimates.step_milliseconds) if plan else ""
     if progress is None:
         return status.phase, str(status.attempt), "", "", "", "", predicted, "", budget, ""

@@ -72,6 +72,7 @@ class WorkerFailure(Value):
         rank: global rank that failed first, absent when no rank said anything.
         exit_code: of that rank, or of the supervised command when no rank said anything.
         time: seconds since the epoch at which it happened; the earliest failure of a job is its cause.
+        peak_bytes: peak device memory of this rank as plans count it, absent when nobody has read it.
     """
 
     reason: ExitClass
@@ -79,6 +80,7 @@ class WorkerFailure(Value):
     rank: NonNegativeInt | None = None
     exit_code: int
     time: NonNegativeFloat
+    peak_bytes: NonNegativeInt | None = None
 
 
 class WorkerStatus(Document):

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from galvatron_planner.errors import GalvatronError, InvalidDocument, InvalidPlan
 from galvatron_planner.worker import ExitClass
 from galvatron_runtime.data import UnusableData
+from galvatron_runtime.memory import MemoryMeter
 from galvatron_runtime.pretrained import UnusableWeights
 from galvatron_runtime.reports import report_failure
 
@@ -99,9 +100,20 @@ def fail(error: BaseException) -> int:
         the exit code of this rank.
     """
     reason, code = classify(error), exit_code(error)
-    report_failure(reason, describe(error), exit_code=code)
+    report_failure(reason, describe(error), exit_code=code, peak_bytes=_peak_bytes(reason))
     log.error("failed", extra={"reason": str(reason)}, exc_info=error)
     return code
+
+
+def _peak_bytes(reason: ExitClass) -> int | None:
+    """Tell how much of its GPU a rank had when it ran out; on CPU the newest report of the rank knows.
+
+    Only then: after other CUDA errors every question to the device fails as well.
+    """
+    is_on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch
+    if reason is not ExitClass.OUT_OF_DEVICE_MEMORY or not is_on_gpu:
+        return None
+    return MemoryMeter(torch.device("cuda", torch.cuda.current_device()), idle_bytes=0).peak_bytes()
 
 
 def leave(code: int) -> Never:

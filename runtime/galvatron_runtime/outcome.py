@@ -53,10 +53,17 @@ def pod_failure(
     silent = {report.rank for report in reported} - {failure.rank for failure in failures}
     if cause.reason is ExitClass.STALLED:
         return cause.model_copy(update={"message": shorten(_stalled(failures, sorted(silent)))})
+    if cause.peak_bytes is None:
+        cause = cause.model_copy(update={"peak_bytes": _peak_bytes(cause.rank, reported)})
     if cause.reason is not ExitClass.COMMUNICATION or not silent:
         return cause
     vanished = f"ranks {sorted(silent)} vanished without a word: killed, for instance for lack of host memory"
     return cause.model_copy(update={"message": shorten(f"{cause.message}\n{vanished}")})
+
+
+def _peak_bytes(rank: int | None, reported: Sequence[RankReport]) -> int | None:
+    """Look up what a rank said of its memory after its last step."""
+    return next((one.training.peak_bytes for one in reported if one.rank == rank and one.training is not None), None)
 
 
 def _stalled(failures: Sequence[WorkerFailure], silent: list[int]) -> str:

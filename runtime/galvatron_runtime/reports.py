@@ -185,13 +185,20 @@ def report(progress: Progress, training: TrainingFigures | None = None) -> None:
     write_atomically(_reports(directory) / f"rank-{document.rank:05d}.json", document.to_json())
 
 
-def report_failure(reason: ExitClass, message: str, *, exit_code: int) -> None:
+def report_failure(reason: ExitClass, message: str, *, exit_code: int, peak_bytes: int | None = None) -> None:
     """Leave this rank's last word; of a long message the end is kept, where tracebacks say what happened."""
     directory = run_directory()
     if directory is None:
         return
     rank = _number("RANK")
-    failure = WorkerFailure(reason=reason, message=shorten(message), rank=rank, exit_code=exit_code, time=time.time())
+    failure = WorkerFailure(
+        reason=reason,
+        message=shorten(message),
+        rank=rank,
+        exit_code=exit_code,
+        time=time.time(),
+        peak_bytes=peak_bytes,
+    )
     write_atomically(_reports(directory) / f"failure-{rank:05d}.json", RankFailure(failure=failure).to_json())
 
 

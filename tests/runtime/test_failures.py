@@ -1,5 +1,7 @@
 """From an exception to the class that decides what happens to the job."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -8,9 +10,10 @@ import builders
 from galvatron_planner.errors import InvalidDocument, InvalidPlan
 from galvatron_planner.worker import ExitClass
 from galvatron_runtime.data import UnusableData
-from galvatron_runtime.failures import classify, describe, exit_code
+from galvatron_runtime.failures import FAILURE_CODE, classify, describe, exit_code, fail
 from galvatron_runtime.model import build_layers
 from galvatron_runtime.parallel.stage import Stage
+from galvatron_runtime.reports import RUN_DIRECTORY_VARIABLE, read_failures
 
 
 @pytest.mark.parametrize(
@@ -74,6 +77,16 @@ def test_a_failure_names_its_layer() -> None:
     with pytest.raises(RuntimeError) as caught:
         stage((torch.zeros(1, 2, 3),), (), None)
     assert "in layer 1 of the model" in describe(caught.value)
+
+
+def test_running_out_of_memory_is_reported_also_where_there_is_no_gpu_to_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(RUN_DIRECTORY_VARIABLE, str(tmp_path))
+    assert fail(torch.OutOfMemoryError("CUDA out of memory")) == FAILURE_CODE
+    [said] = read_failures(tmp_path)
+    assert said.reason is ExitClass.OUT_OF_DEVICE_MEMORY
+    assert said.peak_bytes is None
 
 
 def test_our_own_errors_speak_for_themselves_and_others_bring_their_traceback() -> None:

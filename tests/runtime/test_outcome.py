@@ -3,6 +3,7 @@
 from galvatron_planner.worker import ExitClass, Progress, WorkerFailure
 from galvatron_runtime.outcome import pod_failure, pod_progress
 from galvatron_runtime.reports import MESSAGE_LIMIT, RankReport, shorten
+from rank_reports import report
 
 
 def failure(reason: ExitClass, *, rank: int, time: float, message: str = "why") -> WorkerFailure:
@@ -37,6 +38,15 @@ def test_a_rank_that_vanished_is_named_by_its_peers_failure() -> None:
 def test_a_long_message_still_has_room_for_the_ranks_that_vanished() -> None:
     lost = failure(ExitClass.COMMUNICATION, rank=0, time=1.0, message="x" * MESSAGE_LIMIT)
     assert "ranks [1] vanished" in merge(lost, ranks=(0, 1)).message
+
+
+def test_the_memory_of_the_rank_that_failed_is_what_it_said_last_unless_it_says_so_itself() -> None:
+    reported = (report(0, peak_bytes=5), report(1, peak_bytes=7))
+    silent = failure(ExitClass.OUT_OF_DEVICE_MEMORY, rank=5, time=1.0)
+    for said, expected in ((silent, 7), (silent.model_copy(update={"peak_bytes": 9}), 9)):
+        merged = pod_failure([said], reported=reported, exit_code=1, stopped=False, now=100.0)
+        assert merged.peak_bytes == expected
+    assert merge(silent).peak_bytes is None
 
 
 def test_silence_is_an_unknown_failure() -> None:

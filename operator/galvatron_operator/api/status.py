@@ -190,6 +190,15 @@ class PlanStatus(StatusValue):
     search_milliseconds: int
 
 
+class Replan(StatusValue):
+    """Why the plan was made anew, and with how much memory."""
+
+    count: int
+    memory_per_gpu: str = Field(alias="memoryPerGPU")
+    reason: str
+    attempt: int
+
+
 class ProgressStatus(StatusValue):
     """How far training has come, and how far from the prediction."""
 
@@ -240,6 +249,7 @@ class JobStatus(StatusValue):
     restarts: Restarts = Restarts()
     profile: ProfileStatus | None = None
     plan: PlanStatus | None = None
+    replan: Replan | None = None
     image: str | None = None
     progress: ProgressStatus | None = None
     nodes: Nodes = Nodes()

@@ -5,6 +5,7 @@
     no profile  from the cache, a catalogue, or measured     profiling.py
     no plan     search it                                    searching.py
     plan        train: attempts of a gang                    training.py, gang.py
+    failure     restart, plan anew with less memory, end     restarting.py, replanning.py
 
 Level-triggered: every decision follows from what exists now, so that an operator that was away, or was stopped between
 two actions, goes on as if it had never been away. Status is written before objects change; what a status says (the
@@ -34,7 +35,7 @@ from galvatron_operator.decide.observed import (
 )
 from galvatron_operator.decide.profiling import measure, profile_at_hand, request_of, say_profile_ready
 from galvatron_operator.decide.searching import await_fixed_plan, brought_plan, existing_plan, say_plan_ready, search
-from galvatron_operator.decide.situation import FALSE, TRUE, Situation, complete
+from galvatron_operator.decide.situation import FALSE, TRUE, Situation, complete, references
 from galvatron_operator.decide.training import has_finished_training, train
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.settings import Settings
@@ -121,9 +122,9 @@ def profile_to_look_up(
         settings: of the installation.
         fixed_plan: the ConfigMap of :func:`fixed_plan_to_look_up`, if it is there.
     """
-    if any(names.PLAN_KEY in child.get("data", {}) for child in children):
-        return None
     try:
+        if existing_plan(parse_status(body), children) is not None:
+            return None
         job = parse(body)
         brought = brought_plan(job, fixed_plan)
     except (InvalidInput, InvalidDocument):
@@ -171,7 +172,7 @@ def _decide(situation: Situation) -> Decision:
         return after_the_end(situation)
     if (failed := check_deadline(situation)) is not None:
         return failed
-    plan = existing_plan(situation)
+    plan = existing_plan(situation.status, situation.seen.children)
     if situation.job.spec.suspend and not (plan is not None and has_finished_training(situation, plan)):
         return suspend(situation)
     started = situation.with_status(start_time=situation.status.start_time or situation.now)
@@ -181,7 +182,9 @@ def _decide(situation: Situation) -> Decision:
 def _advance(situation: Situation, plan: Plan | None) -> Decision:
     """Take the step that is next."""
     if plan is None:
-        return _plan(_resume(situation))
+        planned = _plan(_resume(situation))
+        # Those of a former plan would hold devices meanwhile.
+        return replace(planned, delete=(*planned.delete, *references(situation.seen.of_kind(Kind.STATEFUL_SET))))
     ready = say_plan_ready(situation, plan)
     if situation.job.spec.execution is Execution.PLAN:
         return complete(_resume(ready), "PlanOnly", plan.summary)

@@ -15,6 +15,7 @@ _SUCCESSES = {
 _PROBLEMS = frozenset(
     {
         "Restarting",
+        "Replanning",
         "Unschedulable",
         "ImagePullError",
         "ContainerError",

@@ -4,19 +4,21 @@ from datetime import datetime, timedelta
 
 from galvatron_operator.api import ConditionType, JobStatus, Nodes, Restarts
 from galvatron_operator.decide.observed import Decision
+from galvatron_operator.decide.replanning import objection, replan, smaller_limit
 from galvatron_operator.decide.rules import reaction_to
 from galvatron_operator.decide.situation import AT_ONCE_SECONDS, FALSE, LONGEST_NOTE, Situation, fail, record
 from galvatron_operator.failures import Action, Failure
+from galvatron_planner.plan import Plan
 
 FIRST_BACK_OFF_SECONDS = 10.0
 LONGEST_BACK_OFF_SECONDS = 300.0
 
 
-def react(situation: Situation, failure: Failure) -> Decision:
-    """Record a failure, and begin another attempt unless there have been enough.
+def react(situation: Situation, plan: Plan, failure: Failure) -> Decision:
+    """Record a failure of an attempt under ``plan``, and begin another attempt unless there have been enough.
 
     Only the status changes now. The next time round its attempt number makes the old pods stale and the StatefulSet
-    outdated, so nothing is lost when the operator ends in between.
+    outdated, and its memory limit the plan, so nothing is lost when the operator ends in between.
     """
     status, policy = situation.status, situation.job.spec.failure_policy
     reaction = reaction_to(failure, status, policy.rules)
@@ -24,13 +26,17 @@ def react(situation: Situation, failure: Failure) -> Decision:
     problem = f"attempt {status.attempt}: {failure.reason}{_place(failure)}: {failure.message[:LONGEST_NOTE]}"
     if reaction.action is Action.FAIL:
         return fail(recorded, "RuleFailJob" if reaction.rule else failure.reason, f"{problem}; {reaction.advice}")
+    limit = smaller_limit(plan, failure)
+    if reaction.action is Action.REPLAN and (against := objection(situation, limit)) is not None:
+        return fail(recorded, failure.reason, f"{problem}; {against}")
     counts = reaction.action is Action.RESTART
     counted = status.restarts.counted_towards_max
     same = sum(record.reason == failure.reason for record in status.failures)
     if counts and (counted >= policy.max_restarts or (reaction.most is not None and same >= reaction.most)):
         return fail(recorded, "MaxRestartsExceeded", f"{problem} (after {counted} restarts); {reaction.advice}")
     restarts = status.restarts.with_one(failure.reason, counts=counts, lost_steps=_lost_steps(status))
-    return _again(recorded.with_status(restarts=restarts), problem)
+    counted_so = recorded.with_status(restarts=restarts)
+    return _again(replan(counted_so, failure, limit) if reaction.action is Action.REPLAN else counted_so, problem)
 
 
 def back_off_seconds(restarts_without_progress: int) -> float:

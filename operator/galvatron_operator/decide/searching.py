@@ -1,5 +1,7 @@
 """From a profile to a plan: searched by a process of the operator, then kept in an immutable ConfigMap."""
 
+from collections.abc import Iterable
+from functools import lru_cache
 from itertools import groupby
 
 from galvatron_operator import names
@@ -7,6 +9,7 @@ from galvatron_operator.api import (
     ConditionType,
     Estimates,
     GalvatronJob,
+    JobStatus,
     LayerGroup,
     PipelineStatus,
     PlanStatus,
@@ -15,6 +18,7 @@ from galvatron_operator.api import (
 from galvatron_operator.api.job import PIPELINE_SCHEDULES
 from galvatron_operator.api.status import MAX_LAYER_GROUPS
 from galvatron_operator.decide.observed import Decision, Kind, SearchOrder, SearchOutcome, SearchProblem
+from galvatron_operator.decide.replanning import memory_limit, planned_cluster, replanning_text, say_replanning
 from galvatron_operator.decide.situation import AT_ONCE_SECONDS, FALSE, POLL_SECONDS, TRUE, Situation, fail
 from galvatron_operator.manifests import training
 from galvatron_operator.manifests.metadata import Manifest
@@ -28,24 +32,36 @@ FIXED_PLAN_SECONDS = 30.0
 """Between two looks for a plan that its user has not brought yet: ConfigMaps of users are not watched."""
 
 
-def existing_plan(situation: Situation) -> Plan | None:
-    """Read the plan that was made for this job.
+def existing_plan(status: JobStatus | None, children: Iterable[Manifest]) -> Plan | None:
+    """Read the plan under which a job trains, if there is one.
 
-    It is kept whatever becomes of the profile it rests on: a job trains under one plan.
+    It is kept whatever becomes of the profile it rests on. Once a job was planned anew, only a plan counts that was
+    made under its present limit.
+
+    Args:
+        status: what is known of the job.
+        children: objects of the job.
 
     Raises:
-        InvalidDocument: when this version cannot read it.
+        InvalidDocument: when this version cannot read a plan.
+        InvalidInput: when somebody else wrote the status.
     """
-    known = situation.status.plan
-    texts = {
-        config_map["metadata"]["name"]: config_map["data"][names.PLAN_KEY]
-        for config_map in situation.seen.of_kind(Kind.CONFIG_MAP)
-        if names.PLAN_KEY in config_map.get("data", {})
-    }
-    if not texts:
+    data = {child["metadata"]["name"]: child.get("data", {}) for child in children if child["kind"] == Kind.CONFIG_MAP}
+    plans = {name: _read_plan(texts[names.PLAN_KEY]) for name, texts in data.items() if names.PLAN_KEY in texts}
+    limit = memory_limit(status) if status is not None else None
+    if limit is not None:
+        plans = {name: plan for name, plan in plans.items() if plan.cluster.device_memory_bytes == limit}
+    if not plans:
         return None
-    name = known.config_map_name if known is not None and known.config_map_name in texts else min(texts)
-    return Plan.from_json(texts[name])
+    known = status.plan.config_map_name if status is not None and status.plan is not None else None
+    # Without a status, the plan with the least memory is the newest.
+    return plans.get(known or "") or min(plans.values(), key=lambda plan: plan.cluster.device_memory_bytes)
+
+
+# Kept, because every round reads the plan, and a job that was planned anew has several.
+@lru_cache(maxsize=128)
+def _read_plan(text: str) -> Plan:
+    return Plan.from_json(text)
 
 
 def say_plan_ready(situation: Situation, plan: Plan) -> Situation:
@@ -100,7 +116,7 @@ def search(situation: Situation, profile: Profile) -> Decision:
     problem = PlanningProblem(
         model=job.model,
         precision=job.precision,
-        cluster=job.cluster,
+        cluster=planned_cluster(situation),
         batch=job.batch,
         limits=job.limits,
         profile=profile,
@@ -112,14 +128,28 @@ def search(situation: Situation, profile: Profile) -> Decision:
     )
     outcome = situation.seen.search
     if outcome is None or outcome.digest != order.digest:
-        searching = situation.say(ConditionType.PLAN_READY, FALSE, "Searching")
-        return searching.decide(search=order, after_seconds=POLL_SECONDS)
+        return _say_searching(situation).decide(search=order, after_seconds=POLL_SECONDS)
     if outcome.plan is None:
-        reason = str(outcome.problem)
-        message = outcome.message + (job.kept_free if outcome.problem is SearchProblem.NO_FEASIBLE_PLAN else "")
-        return fail(situation.say(ConditionType.PLAN_READY, FALSE, reason, message), reason, message)
+        return _without_plan(situation, outcome)
     keep = training.plan_config_map(job, outcome.plan, report=outcome.report)
     return situation.decide(apply=(keep,), after_seconds=AT_ONCE_SECONDS)
+
+
+def _say_searching(situation: Situation) -> Situation:
+    replan = situation.status.replan
+    if replan is not None:
+        return say_replanning(situation, replan)
+    return situation.say(ConditionType.PLAN_READY, FALSE, "Searching")
+
+
+def _without_plan(situation: Situation, outcome: SearchOutcome) -> Decision:
+    """End the job; where it had a plan, over what made another one necessary."""
+    reason, replan, unfit = str(outcome.problem), situation.status.replan, SearchProblem.NO_FEASIBLE_PLAN
+    message = outcome.message + (situation.job.kept_free if outcome.problem is unfit else "")
+    told = situation.say(ConditionType.PLAN_READY, FALSE, reason, message)
+    if replan is None or outcome.problem is not unfit:
+        return fail(told, reason, message)
+    return fail(told, replan.reason, f"{replanning_text(replan)}, but there is none: {message}")
 
 
 def _fixed_plan_text(job: GalvatronJob, config_map: Manifest | None) -> str | None:

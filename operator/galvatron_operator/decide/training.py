@@ -38,7 +38,7 @@ def train(situation: Situation, plan: Plan) -> Decision:
     deadline_seconds = told.job.spec.failure_policy.progress_deadline_seconds
     failure = gang_failure(gang, told.status, progress_deadline_seconds=deadline_seconds, now=told.now)
     if failure is not None:
-        return react(_say_nodes(told, gang), failure)
+        return react(_say_nodes(told, gang), plan, failure)
     lost = lost_pods(told, names.COMPONENT_TRAINER)
     wanted = _wanted(told, plan)
     trainers = next(m for m in (*wanted, *told.seen.of_kind(Kind.STATEFUL_SET)) if m["kind"] == Kind.STATEFUL_SET)
