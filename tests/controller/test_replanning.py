@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -13,12 +14,13 @@ from fakes.operation import KEY, SETTINGS, Operation, begin, body, reason
 from fakes.world import Act, InstantSearches, Scene, Script, World, all_goes_well
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, FailureReason, JobStatus, Replan, parse
-from galvatron_operator.decide import Kind, SearchOrder, SearchProblem
+from galvatron_operator.decide import Kind, SearchOrder, SearchOutcome, SearchProblem
 from galvatron_operator.decide.profiling import request_of
 from galvatron_operator.decide.replanning import MOST_REPLANS, smaller_limit
 from galvatron_operator.failures import Failure
 from galvatron_operator.reconcile import JobKey
 from galvatron_planner.plan import Plan
+from galvatron_planner.search.optimizer import search
 from galvatron_planner.units import GIB, MIB
 from galvatron_planner.worker import ExitClass, WorkerFailure, WorkerState
 
@@ -62,6 +64,14 @@ class FrugalSearches(InstantSearches):
         super().start(key, order)
 
 
+class RealSearches(InstantSearches):
+    """Searches as the operator makes them, but at once."""
+
+    def start(self, key: JobKey, order: SearchOrder) -> None:
+        found = search(order.problem)
+        self._outcomes[key] = SearchOutcome(order.digest, 1.0, plan=found.plan, report=found.report.to_json())
+
+
 def plans(operation: Operation) -> list[Plan]:
     """Every plan that was kept, the one with the most memory first."""
     texts = [
@@ -99,6 +109,21 @@ def test_a_job_that_runs_out_of_memory_goes_on_under_a_plan_that_needs_less() ->
     assert [plan.cluster.device_memory_bytes for plan in plans(operation)] == [BUDGET, 972 * MIB]
     assert status.plan is not None
     assert status.plan.hash == names.plan_hash(plans(operation)[1].digest())
+
+
+def test_a_real_search_finds_a_smaller_plan_in_the_profile_that_is_there() -> None:
+    operation = Operation(World(runs_out_of_memory(on_attempts=range(1, 3), peak_bytes=None)), RealSearches())
+    wide = {"family": "gpt", "hiddenSize": 256, "numLayers": 2, "numAttentionHeads": 4, "sequenceLength": 128}
+    batch = {"globalBatchSize": {"value": 64}, "steps": 100, "precision": "FP32"}
+    operation.create(body(model=wide, training=batch, profiling={"policy": "Never", "device": "cpu-core"}))
+    status = operation.until_finished()
+    assert (status.phase, status.attempt) == ("Complete", 3)
+    kept = plans(operation)
+    assert len({plan.summary for plan in kept}) == 3
+    for before, after in pairwise(kept):
+        limit = before.estimate.peak_bytes * 95 // 100
+        assert limit - MIB < after.cluster.device_memory_bytes <= limit
+        assert after.estimate.peak_bytes <= limit
 
 
 def test_what_is_seen_while_the_job_is_planned_anew() -> None:
