@@ -317,9 +317,15 @@ def assert_ends_alike(operation: Operation, undisturbed: JobStatus) -> None:
 def test_an_operator_that_is_stopped_in_every_round_plans_anew_all_the_same(script: str, writes: int) -> None:
     operation = begin(SCRIPTS[script])
     until(operation, lambda status: status.is_true(ConditionType.TRAINING))
+    trained: dict[int, set[str]] = {}
     for _ in range(12):
         operation.round(writes=writes)
         operation.world.step()
+        for pod in operation.all_of(Kind.POD):
+            attempt = int(pod["metadata"]["annotations"][names.ANNOTATION_ATTEMPT])
+            trained.setdefault(attempt, set()).add(pod["metadata"]["labels"][names.LABEL_PLAN_HASH])
+    # No pod of a former plan is taken into an attempt under another one.
+    assert all(len(hashes) == 1 for hashes in trained.values())
     assert_ends_alike(operation, undisturbed_end(script))
 
 
