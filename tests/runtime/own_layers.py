@@ -75,6 +75,22 @@ def leaving() -> list[nn.Module]:
     return [Pixels(), Look(), Leaving()]
 
 
+class Hungry(Classes):
+    """Finds no memory on the second rank, after some steps."""
+
+    passes = 0
+
+    def forward(self, columns: Tensor, summary: Tensor, targets: Tensor) -> Tensor:
+        self.passes += 1
+        if os.environ.get("RANK") == "1" and self.passes == 20:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().forward(columns, summary, targets)
+
+
+def hungry() -> list[nn.Module]:
+    return [Pixels(), Look(), Hungry()]
+
+
 class Tokens(nn.Module):
     def __init__(self) -> None:
         super().__init__()

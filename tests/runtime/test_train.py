@@ -164,6 +164,17 @@ def test_the_code_of_a_layer_that_ends_its_rank_arrives(
     assert f"SystemExit: {code}" in failure.message
 
 
+def test_a_rank_that_finds_no_memory_tells_how_much_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = describe("runtime.own_layers:hungry", sequence_length=1, vocabulary_size=10, image_size=8)
+    plan = builders.plan("single single", "single", spec=spec, on=builders.cluster(2), precision=Precision.FP64)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(TESTS), os.environ.get("PYTHONPATH", ""))))
+    with supervised(tmp_path, plan, training(None)) as run:
+        failure = failure_of(run)
+    assert (failure.rank, failure.reason) == (1, ExitClass.OUT_OF_DEVICE_MEMORY)
+    assert failure.peak_bytes is not None
+    assert 0 < failure.peak_bytes < 1 << 30
+
+
 def test_a_supervisor_that_stays_trains_on_at_the_same_port_after_a_rank_was_killed(tmp_path: Path) -> None:
     attempt = tmp_path / "attempt"
     attempt.write_text("1")
