@@ -9,6 +9,7 @@ import yaml
 
 from charts.rendering import MONITORING, of_kind, render
 from e2e import diagnosis
+from e2e.faulty_jobs import FaultyJobs, Space
 from e2e.following import MeasuredRun, follow, is_complete
 from e2e.installation import OPERATOR_NAMESPACE, RELEASE, cluster, fresh_namespace, release, require_cluster
 from e2e.kubectl import Kubectl, Manifest
@@ -34,6 +35,17 @@ def kubectl(installed: Mapping[str, str], request: pytest.FixtureRequest) -> Ite
     with fresh_namespace(installed) as fresh:
         request.session.stash[KUBECTL] = fresh
         yield fresh
+
+
+@pytest.fixture(scope="session")
+def space(installed: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
+    """A namespace with code that fails on request, and a volume; jobs in it are measured once."""
+    with fresh_namespace(installed) as fresh:
+        jobs = FaultyJobs(fresh, tmp_path_factory.mktemp("code"))
+        try:
+            yield fresh, jobs
+        finally:
+            jobs.remove()
 
 
 @pytest.fixture(scope="session")

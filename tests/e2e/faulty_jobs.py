@@ -129,3 +129,7 @@ def described(folder: Path) -> Manifest:
     assert done.returncode == 0, done.stderr
     described_job: Manifest = yaml.safe_load(done.stdout)
     return described_job
+
+
+Space = tuple[Kubectl, FaultyJobs]
+"""A namespace, and the jobs in it."""

@@ -46,20 +46,20 @@ def require_cluster() -> None:
 @contextmanager
 def cluster() -> Iterator[Mapping[str, str]]:
     """Yield the environment that selects a cluster with our images; a cluster that was made here goes with it."""
-    stood = bool(os.environ.get("GALVATRON_KUBECONFIG")) or _script("status", check=False).returncode == 0
+    stood = bool(os.environ.get("GALVATRON_KUBECONFIG")) or script("status", check=False).returncode == 0
     try:
         if not stood:
-            _script("up")
-        _script("images")
+            script("up")
+        script("images")
         yield _environment()
     finally:
         if not stood and not os.environ.get("GALVATRON_KEEP_CLUSTER"):
-            _script("down")
+            script("down")
 
 
 def standing_cluster() -> Mapping[str, str]:
     """The environment that selects the cluster that stands; skip where none does, fail where one was promised."""
-    if not os.environ.get("GALVATRON_KUBECONFIG") and _script("status", check=False).returncode != 0:
+    if not os.environ.get("GALVATRON_KUBECONFIG") and script("status", check=False).returncode != 0:
         reason = "the test cluster is down; start it with `make cluster`"
         (pytest.fail if os.environ.get("GALVATRON_REQUIRE_CLUSTER") else pytest.skip)(reason)
     return _environment()
@@ -98,11 +98,11 @@ def fresh_namespace(environment: Mapping[str, str]) -> Iterator[Kubectl]:
         kubectl("delete", "namespace", kubectl.namespace, "--wait=true", "--timeout=120s")
 
 
-def _script(verb: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        ["bash", str(SCRIPT), verb], capture_output=True, text=True, check=False, timeout=1800
-    )  # fmt: skip
-    assert not check or result.returncode == 0, f"cluster.sh {verb}:\n{result.stderr[-4000:]}"
+def script(*verb: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run ``cluster.sh``, which leaves a cluster of the user's own alone."""
+    command = ["bash", str(SCRIPT), *verb]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
+    assert not check or result.returncode == 0, f"cluster.sh {' '.join(verb)}:\n{result.stderr[-4000:]}"
     return result
 
 

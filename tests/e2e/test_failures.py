@@ -1,28 +1,12 @@
 """What goes wrong in user code and around it, on a real cluster: reasons, the words of the rank, and a resumption."""
 
-from collections.abc import Iterator, Mapping
-
 import pytest
 
-from e2e.faulty_jobs import PERIOD_STEPS, FaultyJobs
+from e2e.faulty_jobs import PERIOD_STEPS, Space
 from e2e.following import JOB_LABEL, children, follow, is_complete
-from e2e.installation import fresh_namespace
 from e2e.kubectl import Kubectl, Manifest, condition, is_true, progress, wait_until
 
 pytestmark = [pytest.mark.k8s, pytest.mark.slow]
-
-Space = tuple[Kubectl, FaultyJobs]
-
-
-@pytest.fixture(scope="module")
-def space(installed: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
-    """A namespace with code and a volume, in which the jobs of this module have been measured."""
-    with fresh_namespace(installed) as kubectl:
-        jobs = FaultyJobs(kubectl, tmp_path_factory.mktemp("code"))
-        try:
-            yield kubectl, jobs
-        finally:
-            jobs.remove()
 
 
 def until_trained(kubectl: Kubectl, name: str, *, seconds: float = 150) -> Manifest:
@@ -58,6 +42,17 @@ def test_an_exception_in_one_rank_is_told_in_its_own_words_and_training_goes_on(
     assert "RuntimeError: a fault on purpose" in failure["message"]
     assert "Traceback" in failure["message"]
     assert jobs.saved_steps("raises")[-1] == 60
+
+
+def test_a_job_that_runs_out_of_device_memory_is_planned_anew_with_less(space: Space) -> None:
+    kubectl, jobs = space
+    jobs.start("shrinks", "device-memory:1:8")
+    status = until_trained(kubectl, "shrinks")["status"]
+    assert status["failures"][0]["reason"] == "CudaOutOfMemory"
+    assert (status["attempt"], status["replan"]["count"]) == (2, 1)
+    plans = [child for child in children(kubectl, "shrinks") if child.startswith("ConfigMap/shrinks-plan-")]
+    assert len(plans) == 2
+    assert f"ConfigMap/{status['plan']['configMapName']}" in plans
 
 
 def test_a_code_that_says_the_data_are_wrong_ends_the_job(space: Space) -> None:
