@@ -100,6 +100,14 @@ def test_the_api_server_takes_every_example_for_a_cluster(served: Mapping[str, s
     assert result.returncode == 0, result.stderr
 
 
+def test_the_api_server_keeps_a_template_as_it_is_written(served: Mapping[str, str]) -> None:
+    # What is not allowed has to arrive as well: the operator says so, and a field that is dropped says nothing.
+    written = {**TEMPLATE, "spec": {**TEMPLATE["spec"], "hostNetwork": True}}
+    result = create(served, job_body({"spec.runtime.template": written}))
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["spec"]["runtime"]["template"] == written
+
+
 def test_the_api_server_and_parse_fill_in_the_same_defaults(served: Mapping[str, str]) -> None:
     stored = json.loads(create(served, job_body()).stdout)
     ours = parse(SMALLEST).spec
@@ -118,6 +126,7 @@ def test_the_api_server_and_parse_fill_in_the_same_defaults(served: Mapping[str,
         ("spec.observability", {"metricsPort": 9465}, False),
         ("spec.managedBy", "kueue.x-k8s.io/multikueue", False),
         ("spec.scheduling", {"priorityClassName": "high"}, False),
+        ("spec.runtime.template", {"spec": {"schedulerName": "other"}}, False),
         ("spec.budget.gpus", 8, False),
         ("spec.training.steps", 11, False),
         ("spec.checkpoint", {"volume": {"claimName": "c"}, "periodSteps": 1}, False),
@@ -137,6 +146,51 @@ def test_a_job_may_be_suspended_but_not_become_another(
         kubectl(served, "delete", f"galvatronjobs.{GROUP}", document["metadata"]["name"], "--namespace", "default")
 
 
+TEMPLATE: Body = {
+    "metadata": {"labels": {"team": "vision"}, "annotations": {"k8s.v1.cni.cncf.io/networks": "ib0"}},
+    "spec": {
+        "affinity": {
+            "podAntiAffinity": {
+                "preferredDuringSchedulingIgnoredDuringExecution": [
+                    {"weight": 1, "podAffinityTerm": {"topologyKey": "kubernetes.io/hostname", "labelSelector": {}}}
+                ]
+            }
+        },
+        "schedulerName": "default-scheduler",
+        "volumes": [
+            {"name": "code", "configMap": {"name": "models", "optional": True}},
+            {"name": "key", "secret": {"secretName": "key"}},
+            {"name": "cache", "emptyDir": {"sizeLimit": "1Gi"}},
+            {"name": "more", "persistentVolumeClaim": {"claimName": "more"}},
+            {"name": "both", "projected": {"sources": [{"configMap": {"name": "models"}}], "defaultMode": 0o440}},
+            {"name": "pod", "downwardAPI": {"items": [{"path": "name", "fieldRef": {"fieldPath": "metadata.name"}}]}},
+            {"name": "driver", "csi": {"driver": "inline.example.com"}},
+            {
+                "name": "scratch",
+                "ephemeral": {
+                    "volumeClaimTemplate": {
+                        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+                    }
+                },
+            },
+        ],
+        "containers": [
+            {
+                "name": "runtime",
+                "env": [
+                    {"name": "PYTHONPATH", "value": "/opt/code"},
+                    {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "key", "key": "token"}}},
+                ],
+                "volumeMounts": [
+                    {"name": "code", "mountPath": "/opt/code", "readOnly": True},
+                    {"name": "more", "mountPath": "/mnt/more", "subPath": "a"},
+                ],
+                "resources": {"limits": {"example.com/rdma": 1}},
+            }
+        ],
+    },
+}
+"""Every field and every kind of volume that users may add."""
 ON_GPUS: Changes = {}
 ON_CPU_WITH_EVERYTHING: Changes = {
     "spec.budget.resourceName": "cpu",
@@ -154,6 +208,7 @@ ON_CPU_WITH_EVERYTHING: Changes = {
         "nodeSelector": {"kubernetes.io/os": "linux"},
         "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "1Gi"}},
         "tolerations": [{"key": "a", "operator": "Exists"}],
+        "template": TEMPLATE,
     },
 }
 

@@ -1,6 +1,8 @@
 """What users add to the pods arrives there, and nothing that they may add loosens what holds the pods together."""
 
 import copy
+import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as generate
 
 from controller.bodies import SMALLEST
+from controller.objects import profilers, trainers
 from galvatron_operator.api import GalvatronJob, parse
 from galvatron_operator.api.overlay import OUR_PATHS, OUR_VOLUMES, RESERVED_ENVIRONMENT
 from galvatron_operator.decide.profiling import request_of
@@ -84,6 +87,15 @@ def test_pods_with_other_resources_are_measured_apart() -> None:
     assert added == request_of(job_with(copy.deepcopy(CODE)), SETTINGS).digest()
 
 
+def test_the_order_in_which_a_template_is_written_measures_nothing_again() -> None:
+    affinity: Manifest = {"nodeAffinity": {}, "podAffinity": {}}
+    digests = {
+        request_of(job_with({"spec": {"affinity": dict(written)}}), SETTINGS).digest()
+        for written in (affinity.items(), reversed(affinity.items()))
+    }
+    assert len(digests) == 1
+
+
 @pytest.mark.parametrize(
     ("template", "problem"),
     [
@@ -95,8 +107,15 @@ def test_pods_with_other_resources_are_measured_apart() -> None:
         ({"spec": {"volumes": [{"name": "both", "emptyDir": {}, "secret": {}}]}}, "has 2 sources"),
         (
             {"spec": {"volumes": [{"name": "token", "projected": {"sources": [{"serviceAccountToken": {}}]}}]}},
-            "holds a token of a service account",
+            "sources[0].serviceAccountToken",
         ),
+        (
+            {"spec": {"volumes": [{"name": "key", "projected": {"sources": [{"podCertificate": {}}]}}]}},
+            "sources[0].podCertificate",
+        ),
+        ({"spec": {"volumes": [{"name": "none", "projected": {"sources": None}}]}}, "projected.sources"),
+        ({"spec": {"volumes": [{"name": "code", "emptyDir": {}}] * 2}}, "has code twice"),
+        (container(volumeMounts=[{"name": "a", "mountPath": path} for path in ("/x", "//x/")]), "has /x twice"),
         ({"metadata": {"labels": {"galvatron.io/job-uid": "x"}}}, "has galvatron.io/job-uid"),
         (
             {"metadata": {"annotations": {"container.apparmor.security.beta.kubernetes.io/trainer": "unconfined"}}},
@@ -111,7 +130,7 @@ def test_pods_with_other_resources_are_measured_apart() -> None:
         (container(volumeMounts=[{"name": "checkpoints", "mountPath": "/x"}]), "is no volume of the template"),
         (container(resources={"limits": {"cpu": 1}}), "state it in spec.runtime.resources"),
         (container(resources={"limits": {"nvidia.com/gpu": 1}}), "state it in spec.budget"),
-        ({"metadata": {"annotations": {f"a{n}": "x" * 4096 for n in range(20)}}}, "is larger than 64 KiB"),
+        ({"metadata": {"annotations": {f"a{n}": "é" * 4096 for n in range(10)}}}, "is larger than 64 KiB"),
     ],
 )
 def test_what_would_loosen_the_pods_is_refused_with_its_field(template: Manifest, problem: str) -> None:
@@ -124,7 +143,10 @@ def test_what_would_loosen_the_pods_is_refused_with_its_field(template: Manifest
     assert "spec.runtime.template" in str(caught.value)
 
 
-@pytest.mark.parametrize("path", ["/", "/run", "/dev/x", "/checkpoints/a", "/opt/../data", "/etc/galvatron"])
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/run", "/dev/x", "/checkpoints/a", "/opt/../data", "/etc/galvatron", "//run/galvatron", "/opt", "/var/run"],
+)
 def test_a_mount_that_would_hide_what_is_ours_is_refused(path: str) -> None:
     template = container(volumeMounts=[{"name": "mine", "mountPath": path}])
     template["spec"]["volumes"] = [{"name": "mine", "emptyDir": {}}]
@@ -135,6 +157,7 @@ def test_a_mount_that_would_hide_what_is_ours_is_refused(path: str) -> None:
 NAMES = generate.sampled_from([*sorted(OUR_VOLUMES), "mine", "code"])
 PATHS = generate.one_of(
     generate.sampled_from(["/", "/opt", "/run", "/opt/..", *OUR_PATHS, *(f"{path}/x" for path in OUR_PATHS)]),
+    generate.sampled_from([f"/{path}" for path in OUR_PATHS]),
     generate.from_regex(r"/[a-z]{1,6}(/[a-z.]{1,4})?", fullmatch=True),
 )
 VARIABLES = generate.sampled_from(["RANK", "PET_X", "GALVATRON_NODE_RANK", "PYTHONPATH", "NCCL_DEBUG", "WORLD_SIZE"])
@@ -179,13 +202,16 @@ TEMPLATES = generate.fixed_dictionaries(
 )
 
 
+@pytest.mark.parametrize("made", [profilers, trainers], ids=["profilers", "trainers"])
 @given(template=TEMPLATES)
-def test_no_accepted_template_changes_who_a_pod_is_what_it_runs_or_what_it_may_do(template: Manifest) -> None:
+def test_no_accepted_template_changes_who_a_pod_is_what_it_runs_or_what_it_may_do(
+    made: Callable[[GalvatronJob], Manifest], template: Manifest
+) -> None:
     try:
         job = job_with(template)
     except InvalidInput:
         return
-    plain, added = pod_of(job_with(None)), pod_of(job)
+    plain, added = (made(one)["spec"]["template"] for one in (job_with(None), job))
     for kind in ("labels", "annotations"):
         assert plain["metadata"][kind].items() <= added["metadata"][kind].items()
     allowed = {"affinity", "schedulerName", "runtimeClassName", "volumes", "containers"}
@@ -200,5 +226,8 @@ def test_no_accepted_template_changes_who_a_pod_is_what_it_runs_or_what_it_may_d
         if RESERVED_ENVIRONMENT.match(variable["name"]):
             assert variable == before[variable["name"]]
     assert after["volumeMounts"][: len(ours["volumeMounts"])] == ours["volumeMounts"]
+    for mount in after["volumeMounts"][len(ours["volumeMounts"]) :]:
+        place = f"/{os.path.normpath(mount['mountPath']).lstrip('/')}/"
+        assert not any(place.startswith(f"{path}/") or f"{path}/".startswith(place) for path in OUR_PATHS)
     assert all("hostPath" not in volume for volume in added["spec"]["volumes"])
     assert len({volume["name"] for volume in added["spec"]["volumes"]}) == len(added["spec"]["volumes"])

@@ -5,7 +5,7 @@ accounts, security contexts, commands, images) cannot be asked for, today or wit
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -22,7 +22,10 @@ OUR_VOLUMES = frozenset({"run", "temporary", "shared-memory", "documents", "data
 OUR_PATHS = (
     *(names.RUN_DIRECTORY, names.DOCUMENTS_DIRECTORY, names.DATA_DIRECTORY, names.WEIGHTS_DIRECTORY),
     *(names.CHECKPOINT_DIRECTORY, "/dev", "/proc", "/sys", "/tmp"),  # noqa: S108 -- in a pod of its own
+    # What runs: the image's Python and what it needs. /var/run is a link to /run, where the run directory is.
+    *("/opt/venv", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/run", "/var/run"),
 )
+"""Where nothing may be mounted, nor above."""
 RESERVED_ENVIRONMENT = re.compile(r"^((PET|MASTER|GALVATRON|TORCHELASTIC)_.*|((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE))$")
 """Variables that torchrun and the supervisor set; the CRD has the same pattern."""
 _RESERVED_KEYS = re.compile(r"^(galvatron\.io|app\.kubernetes\.io|.*\b(apparmor|seccomp)\b.*)/")
@@ -75,6 +78,22 @@ class OverlayContainer(SpecValue):
     resources: OverlayResources = OverlayResources()
 
 
+class OverlaySource(SpecValue):
+    """One part of a projected volume: no tokens and no certificates of service accounts."""
+
+    config_map: JsonObject | None = None
+    secret: JsonObject | None = None
+    downward_api: JsonObject | None = Field(default=None, alias="downwardAPI")
+    cluster_trust_bundle: JsonObject | None = None
+
+
+class OverlayProjection(SpecValue):
+    """Several sources in one directory."""
+
+    sources: tuple[OverlaySource, ...] = Field(default=(), max_length=32)
+    default_mode: int | None = Field(default=None, ge=0, le=0o777)
+
+
 class OverlayVolume(SpecValue):
     """A volume of one of the kinds that Pod Security "restricted" allows."""
 
@@ -83,7 +102,7 @@ class OverlayVolume(SpecValue):
     secret: JsonObject | None = None
     empty_dir: JsonObject | None = None
     persistent_volume_claim: JsonObject | None = None
-    projected: JsonObject | None = None
+    projected: OverlayProjection | None = None
     downward_api: JsonObject | None = Field(default=None, alias="downwardAPI")
     csi: JsonObject | None = None
     ephemeral: JsonObject | None = None
@@ -116,18 +135,25 @@ def problems(
         taken_variables: names in ``spec.runtime.env``.
         gpu_resource: ``spec.budget.resourceName``.
     """
-    if len(overlay.model_dump_json()) > MAX_BYTES:
+    if len(overlay.model_dump_json().encode()) > MAX_BYTES:
         yield "", f"is larger than {MAX_BYTES // 1024} KiB", "put large texts in ConfigMaps"
     for part, keys in (("labels", overlay.metadata.labels), ("annotations", overlay.metadata.annotations)):
         for key in keys:
             if _RESERVED_KEYS.match(key):
                 yield f"metadata.{part}", f"has {key}", "leave it out: the operator, or the pods' security, rests on it"
+    yield from _twice("spec.volumes", [volume.name for volume in overlay.spec.volumes])
     for volume in overlay.spec.volumes:
         yield from _volume(volume)
     for container in overlay.spec.containers:
         yield from _variables(container, taken_variables)
         yield from _mounts(container, {volume.name for volume in overlay.spec.volumes})
         yield from _resources(container.resources, gpu_resource)
+
+
+def _twice(field: str, keys: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    # The API server cannot merge such lists, and answers as if it were broken itself.
+    for key in sorted({key for key in keys if keys.count(key) > 1}):
+        yield field, f"has {key} twice", "write it once"
 
 
 def _volume(volume: OverlayVolume) -> Iterator[tuple[str, str, str]]:
@@ -137,8 +163,6 @@ def _volume(volume: OverlayVolume) -> Iterator[tuple[str, str, str]]:
     sources = volume.model_dump(exclude={"name"}, exclude_none=True)
     if len(sources) != 1:
         yield where, f"has {len(sources)} sources", "give it exactly one, for instance configMap"
-    if any("serviceAccountToken" in source for source in (volume.projected or {}).get("sources", ())):
-        yield where, "holds a token of a service account", "leave it out: code in pods has no rights in the cluster"
 
 
 def _variables(container: OverlayContainer, taken: frozenset[str]) -> Iterator[tuple[str, str, str]]:
@@ -162,15 +186,22 @@ def _variables(container: OverlayContainer, taken: frozenset[str]) -> Iterator[t
 
 
 def _mounts(container: OverlayContainer, volumes: set[str]) -> Iterator[tuple[str, str, str]]:
+    field = f"spec.containers[{MAIN_CONTAINER}].volumeMounts"
+    yield from _twice(field, [str(_place(mount)) for mount in container.volume_mounts])
     for mount in container.volume_mounts:
-        where = f"spec.containers[{MAIN_CONTAINER}].volumeMounts[{mount.mount_path}]"
+        where = f"{field}[{mount.mount_path}]"
         if mount.name not in volumes:
             yield where, f"mounts {mount.name}, which is no volume of the template", "name it in spec.volumes beside it"
-        path = PurePosixPath(mount.mount_path)
+        path = _place(mount)
         for ours in map(PurePosixPath, OUR_PATHS):
             if ".." in path.parts or path.is_relative_to(ours) or ours.is_relative_to(path):
-                yield where, f"hides {ours}, which is ours", "mount it elsewhere, for instance below /opt"
+                yield where, f"hides {ours}, which is ours", "mount it elsewhere, for instance at /opt/code"
                 break
+
+
+def _place(mount: OverlayMount) -> PurePosixPath:
+    # POSIX leaves to systems what two slashes at the beginning mean, so that pathlib keeps them.
+    return PurePosixPath("/" + mount.mount_path.lstrip("/"))
 
 
 def _resources(resources: OverlayResources, gpu_resource: str) -> Iterator[tuple[str, str, str]]:

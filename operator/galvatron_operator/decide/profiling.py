@@ -1,6 +1,7 @@
 """From a job to its profile: taken from the cache, or measured by an Indexed Job and then cached."""
 
 import hashlib
+import json
 from functools import lru_cache
 
 from galvatron_operator import names
@@ -138,7 +139,9 @@ def _place_of_measurement(job: GalvatronJob, settings: Settings) -> str:
 
 
 def _digest(template: PodOverlay) -> str:
-    return hashlib.sha256(template.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:16]
+    # Sorted: the order of fields is the API server's in a cluster, and the user's without one.
+    text = json.dumps(template.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _take(situation: Situation, request: ProfileRequest, result: str) -> Decision:
