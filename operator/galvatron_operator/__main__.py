@@ -142,6 +142,7 @@ def main() -> int:
     except InvalidInput as error:
         print(error, file=sys.stderr)  # noqa: T201 -- there is no log yet
         return 2
+    kube.take_deep_objects()
     output = logging.StreamHandler()
     output.setFormatter(JsonLines())
     logging.basicConfig(level=settings.log_level, handlers=[output])

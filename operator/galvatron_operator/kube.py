@@ -7,6 +7,7 @@ handles: it starts without a request and needs no more rights than these kinds.
 import asyncio
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -40,6 +41,21 @@ _PATHS = {
 
 _PERMANENT = frozenset({400, 405, 413, 415, 422})
 """The request itself is wrong. 403 is not among them: rights and quotas can be granted while a job waits."""
+
+
+_UNMERGEABLE = "failed to create typed patch object"
+"""Server-side apply says so, with status 500, of unknown fields and of names that a list has twice."""
+MAX_DEPTH = 10_000
+"""Levels of JSON that the API server takes (encoding/json of Go)."""
+
+
+def take_deep_objects() -> None:
+    """Let this process read every object that the API server stores.
+
+    The schema keeps unknown fields in ``spec.runtime.template``, at any depth. Python stops at 1,000 levels: one such
+    job would end every list of all jobs. Reading, writing and copying need at most three calls a level.
+    """
+    sys.setrecursionlimit(4 * MAX_DEPTH)
 
 
 class KubernetesCluster:
@@ -229,7 +245,7 @@ def _translate(error: DynamicApiError, request: str) -> ClusterError:
         return NotFound(problem, remedy="create it, or ignore that it is gone")
     if error.status == 409:
         return Conflict(problem, remedy="read the object again and repeat")
-    if error.status in _PERMANENT:
+    if error.status in _PERMANENT or _UNMERGEABLE in problem:
         return Refused(problem, remedy="correct the fields that the message names")
     if error.status == 403:
         return Forbidden(problem, remedy="grant the operator this right, or raise the quota that the message names")

@@ -3,13 +3,14 @@
 import copy
 import os
 from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as generate
 
-from controller.bodies import SMALLEST
+from controller.bodies import SMALLEST, job
 from controller.objects import profilers, trainers
 from galvatron_operator.api import GalvatronJob, parse
 from galvatron_operator.api.overlay import OUR_PATHS, OUR_VOLUMES, RESERVED_ENVIRONMENT
@@ -152,6 +153,21 @@ def test_a_mount_that_would_hide_what_is_ours_is_refused(path: str) -> None:
     template["spec"]["volumes"] = [{"name": "mine", "emptyDir": {}}]
     with pytest.raises(InvalidInput, match="which is ours"):
         job_with(template)
+
+
+def test_every_volume_and_path_of_ours_is_kept_from_templates() -> None:
+    everything = job(
+        {
+            "spec.training.dataset": {"source": "Text", "path": "a", "volume": {"claimName": "data"}},
+            "spec.training.initialWeights": {"path": "b", "volume": {"claimName": "weights"}},
+            "spec.checkpoint": {"volume": {"claimName": "shared"}, "periodSteps": 5},
+            "spec.model.vocabularySize": 256,
+        }
+    )
+    specs = [made(everything)["spec"]["template"]["spec"] for made in (profilers, trainers)]
+    assert {volume["name"] for spec in specs for volume in spec["volumes"]} == OUR_VOLUMES
+    mounts = [mount for spec in specs for mount in spec["containers"][0]["volumeMounts"]]
+    assert all(any(PurePosixPath(mount["mountPath"]).is_relative_to(ours) for ours in OUR_PATHS) for mount in mounts)
 
 
 NAMES = generate.sampled_from([*sorted(OUR_VOLUMES), "mine", "code"])

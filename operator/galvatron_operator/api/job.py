@@ -1,6 +1,7 @@
 """A GalvatronJob, checked, and its conversion to what the planner and the runtime understand."""
 
 import json
+import reprlib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, Self, assert_never
@@ -249,7 +250,7 @@ def _refusal(error: ValidationError) -> InvalidInput:
             return InvalidInput(f"{path} is no field of a GalvatronJob", remedy=_spelling(location))
         case _:
             return InvalidInput(
-                f"{path} is {detail['input']!r}: {detail['msg']}",
+                f"{path} is {reprlib.repr(detail['input'])}: {detail['msg']}",
                 remedy=f"correct it; kubectl explain gvj.{path} says what it takes",
             )
 

@@ -18,10 +18,11 @@ MAIN_CONTAINER = "runtime"
 """Name of the one container in an overlay: pods of trainers and of profilers name theirs differently."""
 MAX_BYTES = 65_536
 """Of an overlay as JSON."""
-OUR_VOLUMES = frozenset({"run", "temporary", "shared-memory", "documents", "data", "weights", "checkpoints"})
+OUR_VOLUMES = frozenset({"run", "temporary", "shared-memory", "documents", "attempt", "data", "weights", "checkpoints"})
 OUR_PATHS = (
-    *(names.RUN_DIRECTORY, names.DOCUMENTS_DIRECTORY, names.DATA_DIRECTORY, names.WEIGHTS_DIRECTORY),
-    *(names.CHECKPOINT_DIRECTORY, "/dev", "/proc", "/sys", "/tmp"),  # noqa: S108 -- in a pod of its own
+    *(names.RUN_DIRECTORY, names.DOCUMENTS_DIRECTORY, names.ATTEMPT_DIRECTORY),
+    *(names.DATA_DIRECTORY, names.WEIGHTS_DIRECTORY, names.CHECKPOINT_DIRECTORY),
+    *("/dev", "/proc", "/sys", "/tmp"),  # noqa: S108 -- in a pod of its own
     # What runs: the image's Python and what it needs. /var/run is a link to /run, where the run directory is.
     *("/opt/venv", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/run", "/var/run"),
 )
