@@ -54,6 +54,7 @@ class Operator:
     metrics: OperatorMetrics
     cache: CachedCluster = field(init=False)
     has_failed: bool = False
+    _counted: dict[tuple[str, str], Manifest] = field(default_factory=dict)
     _queue: WorkQueue[JobKey] | None = None
 
     def __post_init__(self) -> None:
@@ -61,12 +62,11 @@ class Operator:
 
     def remember(self, event_type: str | None, manifest: Manifest) -> None:
         """Take in an event on a GalvatronJob or on what belongs to one, and look at the job."""
-        before = self.cache.job(*_key(manifest))
         if event_type == "DELETED":
             self.cache.drop(manifest)
         else:
             self.cache.put(manifest)
-        self._job_seen(before, _key(manifest))
+        self._job_seen(_key(manifest))
 
     def look_at(self, key: JobKey) -> None:
         """Have a job reconciled soon."""
@@ -156,20 +156,22 @@ class Operator:
     async def _resync(self) -> None:
         while True:
             await asyncio.sleep(RESYNC_SECONDS)
-            before = {_key(body): body for body in self.cache.jobs}
+            before = {_key(body) for body in self.cache.jobs}
             try:
                 await self.cache.fill()
             except ClusterError as error:
                 log.warning("resync failed", extra={"error": str(error)})
                 continue
-            for key in {*before, *(_key(body) for body in self.cache.jobs)}:
-                self._job_seen(before.get(key), key)
+            for key in before | {_key(body) for body in self.cache.jobs}:
+                self._job_seen(key)
 
-    def _job_seen(self, before: Manifest | None, key: tuple[str, str]) -> None:
-        """Count what has changed of a job, and look at it."""
-        body = self.cache.job(*key)
-        if body is not None and body is not before:
-            self.metrics.job_changed(before, body)
+    def _job_seen(self, key: tuple[str, str]) -> None:
+        """Count what has changed of a job since it was last counted, and look at it."""
+        before, body = self._counted.pop(key, None), self.cache.job(*key)
+        if body is not None:
+            if body is not before:
+                self.metrics.job_changed(before, body)
+            self._counted[key] = body
         self.look_at(JobKey(*key))
 
 

@@ -73,6 +73,19 @@ def test_a_job_that_is_gone_leaves_the_cache() -> None:
     during(world, scenario)
 
 
+def test_what_the_operator_writes_itself_is_counted_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    operator = operator_of(world)
+    counted: list[tuple[Manifest | None, Manifest]] = []
+    monkeypatch.setattr(operator.metrics, "job_changed", lambda before, after: counted.append((before, after)))
+    made = asyncio.run(world.cluster.apply(body()))
+    operator.remember("ADDED", made)
+    status = {**made, "status": {"phase": "Profiling"}}
+    asyncio.run(operator.cache.apply_status(status))
+    operator.remember("MODIFIED", stored(world))
+    assert counted == [(None, made), (made, stored(world))]
+
+
 def test_a_job_of_another_manager_has_no_metrics() -> None:
     world = World()
 
