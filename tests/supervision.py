@@ -64,6 +64,7 @@ class Supervised:
         node_rank: int = 0,
         address: str = "127.0.0.1",
         port: int | None = None,
+        cgroup: Path | None = None,
     ) -> None:
         self.port = port or free_port()
         self.address = address
@@ -71,8 +72,9 @@ class Supervised:
         listen = ("--address", address, "--port", str(self.port))
         number = ("--attempt-file" if isinstance(attempt, Path) else "--attempt", str(attempt))
         task = ("--run-directory", str(directory), *number, "--node-rank", str(node_rank))
+        enter = () if cgroup is None else ("sh", "-c", f'echo $$ >{cgroup}/cgroup.procs && exec "$@"', "enter")
         self._process = subprocess.Popen(
-            (sys.executable, "-m", "galvatron_runtime.supervisor", *listen, *task, *options, "--", *command),
+            (*enter, sys.executable, "-m", "galvatron_runtime.supervisor", *listen, *task, *options, "--", *command),
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
 

@@ -25,12 +25,14 @@ class WorkerState(StrEnum):
 
 
 class ExitClass(StrEnum):
-    """Why a command failed, as far as its own process can tell."""
+    """Why a command failed, as far as its own processes and their supervisor can tell."""
 
     USER_ERROR = "UserError"
     DATA_ERROR = "DataError"
     BAD_PLAN = "BadPlan"
     OUT_OF_DEVICE_MEMORY = "CudaOutOfMemory"
+    OUT_OF_HOST_MEMORY = "HostOutOfMemory"
+    """The kernel killed a process of the command, which then could say nothing."""
     COMMUNICATION = "CommunicationError"
     PREEMPTED = "Preempted"
     STALLED = "Stalled"
@@ -69,8 +71,8 @@ class WorkerFailure(Value):
     Attributes:
         reason: class of the first failure in this pod.
         message: problem and remedy, or the end of the traceback; at most 2,048 characters.
-        rank: global rank that failed first, absent when no rank said anything.
-        exit_code: of that rank, or of the supervised command when no rank said anything.
+        rank: global rank that failed first, absent when it is not known.
+        exit_code: of that rank, or of the supervised command when no rank said anything; 137 when the kernel killed it.
         time: seconds since the epoch at which it happened; the earliest failure of a job is its cause.
         peak_bytes: peak device memory of this rank as plans count it, absent when nobody has read it.
     """

@@ -27,6 +27,7 @@ from types import FrameType
 from galvatron_planner.errors import GalvatronError, InvalidInput
 from galvatron_planner.worker import ATTEMPT_PLACEHOLDER, ExitClass, WorkerFailure, WorkerState, WorkerStatus
 from galvatron_runtime.attempts import is_running, newest_attempt, read_attempt
+from galvatron_runtime.cgroups import count_kills, kills_since
 from galvatron_runtime.endpoints import RESULT_FILE, serve
 from galvatron_runtime.logs import configure_logging
 from galvatron_runtime.outcome import lost_attempt, pod_failure, pod_progress
@@ -201,6 +202,8 @@ class Supervision:
         clear_reports(task.run_directory)
         (task.run_directory / RESULT_FILE).unlink(missing_ok=True)
         may_start = self._wait_for_first_node()
+        # Of this attempt alone: the supervisor lives over several.
+        kills_before = count_kills()
         try:
             code = self._wait_for_command() if may_start else PREEMPTED_CODE
         except OSError as error:
@@ -213,6 +216,7 @@ class Supervision:
             reported=read_reports(task.run_directory),
             exit_code=code,
             stopped=self._stopped or self._is_superseded(),
+            killed=kills_since(kills_before),
             now=time.time(),
         )
 

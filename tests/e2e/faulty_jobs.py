@@ -90,17 +90,29 @@ class FaultyJobs:
             }
         )
 
-    def start(self, name: str, fault: str = "", *, steps: int = 60, **spec: Any) -> None:
-        """Apply a job; ``fault`` is ``KIND:RANK:STEP`` as in ``faults/faulty.py``, ``spec`` replaces whole fields."""
+    def start(
+        self, name: str, fault: str = "", *, steps: int = 60, memory_limit: str | None = None, **spec: Any
+    ) -> None:
+        """Apply a job.
+
+        Args:
+            name: of the job.
+            fault: ``KIND:RANK:STEP`` as in ``faults/faulty.py``.
+            steps: of training.
+            memory_limit: of every pod, None for none.
+            spec: replaces whole fields.
+        """
         body = self._described["spec"]
         env = [{"name": "FAULT", "value": fault}] if fault else []
+        limits = {"limits": {"memory": memory_limit}} if memory_limit else {}
+        runtime = {**body["runtime"], "env": env, "resources": {**body["runtime"]["resources"], **limits}}
         self._kubectl.apply(
             {
                 **self._described,
                 "metadata": {"name": name},
                 "spec": {
                     **body,
-                    "runtime": {**body["runtime"], "env": env},
+                    "runtime": runtime,
                     "training": {**body["training"], "steps": steps},
                     "checkpoint": {**body["checkpoint"], "directory": name},
                     **spec,

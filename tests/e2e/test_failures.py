@@ -72,6 +72,16 @@ def test_a_rank_that_hangs_is_noticed_and_its_gang_starts_again(space: Space) ->
     assert job["status"]["failures"][0]["reason"] == "Stalled"
 
 
+def test_a_rank_that_outgrows_its_pod_is_told_as_lack_of_host_memory(space: Space) -> None:
+    kubectl, jobs = space
+    jobs.start("grows", "host-memory:1:7", memory_limit="1536Mi")
+    job = until_trained(kubectl, "grows")
+    assert_resumed(job, from_step=7)
+    (failure,) = job["status"]["failures"]
+    # On cgroup v1 the supervisor says so, on v2 the kubelet, whose container dies as a whole.
+    assert (failure["reason"], failure["pod"], failure["exitCode"]) == ("HostOutOfMemory", "grows-0", 137)
+
+
 def test_a_rule_ends_a_job_at_its_first_failure(space: Space) -> None:
     kubectl, jobs = space
     jobs.start(

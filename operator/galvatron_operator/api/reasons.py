@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class FailureReason(StrEnum):
-    """Why an attempt failed; the first seven are what a supervisor says of its own command."""
+    """Why an attempt failed; every class that a supervisor gives its own command is among them under the same name."""
 
     USER_ERROR = "UserError"
     DATA_ERROR = "DataError"
