@@ -11,7 +11,7 @@ JOB ?= docs/examples/quickstart.yaml
 CLUSTER := bash tests/cluster/cluster.sh
 CHART := charts/galvatron-operator
 
-.PHONY: help run test check format dashboards goldens bench bench-accuracy bench-runtime bench-resume cluster cluster-down images chart clean
+.PHONY: help run test check format dashboards goldens reference bench bench-accuracy bench-runtime bench-resume cluster cluster-down images chart clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -31,6 +31,9 @@ check: $(INSTALLED) ## format, lint, types, import contracts and fast tests; und
 
 dashboards: $(INSTALLED) ## write the Grafana dashboards of tests/charts/boards to the chart
 	cd tests && ../$(BIN)/python -m charts.write_dashboards
+
+reference: $(INSTALLED) ## write docs/reference.md from the CRD
+	cd tests && ../$(BIN)/python -m architecture.reference
 
 format: $(INSTALLED) ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix --exit-zero .

@@ -42,10 +42,20 @@ def test_the_documentation_lists_every_metric(marker: str, rows: list[tuple[str,
     assert listed == metrics_table(rows), f"put this between the markers:\n{metrics_table(rows)}"
 
 
+def anchors(document: Path) -> set[str]:
+    """Name the headings of a document as links do."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 def test_links_inside_the_documents_lead_somewhere() -> None:
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
-            assert "://" in target or (document.parent / target).exists(), f"{document.name}: {target}"
+        prose = re.sub(r"`[^`\n]*`", "", document.read_text())
+        for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", prose):
+            if "://" not in target:
+                path = document.parent / target if target else document
+                assert path.exists(), f"{document.name}: {target}"
+                assert not anchor or anchor in anchors(path), f"{document.name}: {target}#{anchor}"
 
 
 def test_every_make_target_of_the_readme_exists() -> None:
