@@ -43,7 +43,7 @@ def trainers(of: GalvatronJob, *, attempt: int = 1, replicas: int = 2) -> Manife
 
 
 def profilers(of: GalvatronJob) -> Manifest:
-    return profiling.indexed_job(of, request(of), image=IMAGE)
+    return profiling.indexed_job(of, request(of), attempt=0, image=IMAGE)
 
 
 def children(of: GalvatronJob) -> tuple[Manifest, ...]:

@@ -1,3 +1,4 @@
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -338,7 +339,7 @@ def test_a_users_variable_wins_over_a_default_of_ours() -> None:
 
 def test_a_cached_profile_outlives_its_job() -> None:
     measured: Profile = builders.profile(builders.model(), builders.cluster(2))
-    cached = profiling.profile_config_map("team", measured)
+    cached = profiling.profile_config_map("team", measured, measured=datetime(2026, 1, 1, tzinfo=UTC))
     assert "ownerReferences" not in cached["metadata"]
     assert names.LABEL_JOB_NAME not in cached["metadata"]["labels"]
     assert cached["metadata"]["labels"][names.LABEL_MANAGED_BY] == names.MANAGER

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, assert_never
 
 from pydantic import AwareDatetime, ConfigDict, Field, ValidationError, model_validator
 
+from galvatron_operator import names
 from galvatron_operator.api.checks import check_name, check_spec, check_volumes
 from galvatron_operator.api.models import model_of
 from galvatron_operator.api.spec import (
@@ -18,6 +19,7 @@ from galvatron_operator.api.spec import (
     Resume,
     Spec,
 )
+from galvatron_operator.api.status import MAX_REPROFILE
 from galvatron_operator.api.values import SpecValue
 from galvatron_planner.cluster import Cluster, DeviceKind
 from galvatron_planner.errors import InvalidInput
@@ -53,6 +55,7 @@ class Metadata(SpecValue):
     uid: str = _WITHOUT_CLUSTER
     generation: int = 1
     creation_timestamp: AwareDatetime | None = None
+    annotations: dict[str, str] | None = None
 
 
 class GalvatronJob(SpecValue):
@@ -91,6 +94,12 @@ class GalvatronJob(SpecValue):
     def namespace(self) -> str:
         """``metadata.namespace``."""
         return self.metadata.namespace
+
+    @property
+    def reprofile(self) -> str | None:
+        """What the user has written last to have the job measured again, cut to what ``status`` holds."""
+        value = (self.metadata.annotations or {}).get(names.ANNOTATION_REPROFILE)
+        return None if value is None else value[:MAX_REPROFILE]
 
     @property
     def model(self) -> Model:

@@ -239,6 +239,7 @@ class Profiling(SpecValue):
     device: CatalogueName | None = None
     link_within_node: CatalogueName | None = None
     link_between_nodes: CatalogueName | None = None
+    max_age_seconds: Seconds = 30 * 24 * 3600
     timeout_seconds: Seconds = 1800
 
 

@@ -20,6 +20,8 @@ MAX_MESSAGE = 1024
 """Characters of a condition's message; longer ones are cut."""
 MAX_LAYER_GROUPS = 64
 """Groups of layers in ``status.plan.layerGroups``; the plan's ConfigMap has all."""
+MAX_REPROFILE = 253
+"""Characters of the annotation ``galvatron.io/reprofile`` that count."""
 MAX_FAILURES = 10
 """Records kept in ``status.failures``, newest first."""
 
@@ -110,6 +112,13 @@ class RestartCount(StatusValue):
     count: int
 
 
+def count_one_more(counts: tuple[RestartCount, ...], reason: str) -> tuple[RestartCount, ...]:
+    """Count another restart for one reason; sorted by reason."""
+    numbers = {each.reason: each.count for each in counts}
+    numbers[reason] = numbers.get(reason, 0) + 1
+    return tuple(RestartCount(reason=name, count=n) for name, n in sorted(numbers.items()))
+
+
 class Restarts(StatusValue):
     """How often the gang was started again, and what that cost."""
 
@@ -129,14 +138,12 @@ class Restarts(StatusValue):
             counts: whether it counts towards ``spec.failurePolicy.maxRestarts``.
             lost_steps: steps that have to be made again.
         """
-        numbers = {each.reason: each.count for each in self.by_reason}
-        numbers[reason] = numbers.get(reason, 0) + 1
         return self.model_copy(
             update={
                 "total": self.total + 1,
                 "counted_towards_max": self.counted_towards_max + counts,
                 "lost_steps": self.lost_steps + lost_steps,
-                "by_reason": tuple(RestartCount(reason=name, count=n) for name, n in sorted(numbers.items())),
+                "by_reason": count_one_more(self.by_reason, reason),
             }
         )
 
@@ -147,6 +154,15 @@ class ProfileStatus(StatusValue):
     config_map_name: str | None = None
     source: Literal["Measured", "Cache", "Analytic"]
     digest: str
+    profile_time: Time | None = None
+
+
+class ProfilingStatus(StatusValue):
+    """How measuring goes; the profile that came of it is in :class:`ProfileStatus`."""
+
+    attempt: int = 0
+    retries: tuple[RestartCount, ...] = ()
+    reprofile: str | None = Field(default=None, max_length=MAX_REPROFILE)
 
 
 class Estimates(StatusValue):
@@ -247,6 +263,7 @@ class JobStatus(StatusValue):
     completion_time: Time | None = None
     attempt: int = 0
     restarts: Restarts = Restarts()
+    profiling: ProfilingStatus = ProfilingStatus()
     profile: ProfileStatus | None = None
     plan: PlanStatus | None = None
     replan: Replan | None = None

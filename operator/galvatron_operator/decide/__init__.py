@@ -33,7 +33,15 @@ from galvatron_operator.decide.observed import (
     SearchProblem,
     reference,
 )
-from galvatron_operator.decide.profiling import measure, profile_at_hand, request_of, say_profile_ready
+from galvatron_operator.decide.profiling import (
+    heed_reprofile,
+    measure,
+    profile_at_hand,
+    request_of,
+    say_profile_ready,
+    say_reprofile_waits,
+    without_profilers,
+)
 from galvatron_operator.decide.searching import await_fixed_plan, brought_plan, existing_plan, say_plan_ready, search
 from galvatron_operator.decide.situation import FALSE, TRUE, Situation, complete, references
 from galvatron_operator.decide.training import has_finished_training, train
@@ -182,13 +190,13 @@ def _decide(situation: Situation) -> Decision:
 def _advance(situation: Situation, plan: Plan | None) -> Decision:
     """Take the step that is next."""
     if plan is None:
-        planned = _plan(_resume(situation))
+        planned = _plan(heed_reprofile(_resume(situation)))
         # Those of a former plan would hold devices meanwhile.
         return replace(planned, delete=(*planned.delete, *references(situation.seen.of_kind(Kind.STATEFUL_SET))))
-    ready = say_plan_ready(situation, plan)
+    ready = say_reprofile_waits(say_plan_ready(situation, plan))
     if situation.job.spec.execution is Execution.PLAN:
         return complete(_resume(ready), "PlanOnly", plan.summary)
-    return train(ready, plan)
+    return without_profilers(train(ready, plan), situation.seen)
 
 
 def _resume(situation: Situation) -> Situation:
@@ -207,7 +215,7 @@ def _plan(situation: Situation) -> Decision:
     profile = profile_at_hand(situation, request)
     if profile is None:
         return measure(situation, request)
-    return search(say_profile_ready(situation, profile), profile)
+    return without_profilers(search(say_profile_ready(situation, profile), profile), situation.seen)
 
 
 _WAITING = (ConditionType.PROFILE_READY, ConditionType.PLAN_READY, ConditionType.PODS_READY)

@@ -1,14 +1,29 @@
-"""From a job to its profile: taken from the cache, or measured by an Indexed Job and then cached."""
+"""From a job to its profile: taken from the cache, or measured by an Indexed Job and then cached.
+
+Attempts to measure are numbered like those to train: a failure that may pass, or a user who asks anew, raises the
+number in the status, which makes the Job of a former attempt outdated. So nothing is counted twice, and no result of a
+former attempt is taken, wherever the operator is stopped.
+"""
 
 import hashlib
 import json
+from dataclasses import replace
+from datetime import datetime
 from functools import lru_cache
 
 from galvatron_operator import names
-from galvatron_operator.api import ConditionType, GalvatronJob, ProfileStatus, ProfilingPolicy
+from galvatron_operator.api import (
+    ConditionType,
+    FailureReason,
+    GalvatronJob,
+    ProfileStatus,
+    ProfilingPolicy,
+    ProfilingStatus,
+)
 from galvatron_operator.api.overlay import PodOverlay
+from galvatron_operator.api.status import count_one_more
 from galvatron_operator.decide.lost import lost_pods, lost_text, to_force
-from galvatron_operator.decide.observed import Decision, Kind
+from galvatron_operator.decide.observed import Decision, Kind, Observed
 from galvatron_operator.decide.restarting import back_off, seconds_to_wait
 from galvatron_operator.decide.situation import (
     AT_ONCE_SECONDS,
@@ -17,6 +32,7 @@ from galvatron_operator.decide.situation import (
     POLL_SECONDS,
     TRUE,
     Situation,
+    attempt_of,
     fail,
     missing,
     record,
@@ -37,6 +53,19 @@ from galvatron_planner.problem import BatchRange, SearchLimits
 from galvatron_planner.profiles import Profile, ProfileRequest, ProfileSource
 from galvatron_planner.search.request import covering, profile_request
 from galvatron_planner.worker import WorkerState, WorkerStatus
+
+MAX_RETRIES = 3
+"""Measurements that follow failures which may pass, until one succeeds; those that the cluster ends do not count."""
+_MAY_PASS = frozenset(
+    {
+        FailureReason.SUPERVISOR_EXITED,
+        FailureReason.COMMUNICATION,
+        FailureReason.UNKNOWN,
+        FailureReason.OUT_OF_HOST_MEMORY,
+    }
+)
+"""Failures after which the same measurement may succeed; of the others it is known that it cannot."""
+_WAITS = f"; annotation {names.ANNOTATION_REPROFILE} has a new value, which counts when the job is planned again"
 
 
 def request_of(job: GalvatronJob, settings: Settings, fixed_plan: Plan | None = None) -> ProfileRequest:
@@ -73,14 +102,13 @@ def _analytic(request: ProfileRequest, device_name: str, within_node: str | None
 def profile_at_hand(situation: Situation, request: ProfileRequest) -> Profile | None:
     """Give the profile that this job may use without measuring, if there is one.
 
-    With the policy ``Always`` a job uses only what it has measured itself. A profile that cannot be read is measured
-    again: caches outlive versions.
+    A job that is to measure itself uses nothing older than what it has measured. A profile that cannot be read is
+    measured again: caches outlive versions.
     """
     if situation.job.spec.profiling.policy is ProfilingPolicy.NEVER:
         return profile_from_catalogue(situation.job, request)
     config_map = situation.seen.cached_profile
-    measured = situation.status.profile is not None and situation.status.profile.source == "Measured"
-    if config_map is None or not (measured or situation.job.spec.profiling.policy is ProfilingPolicy.IF_NOT_CACHED):
+    if config_map is None or not _may_use(situation, _measured_at(config_map)):
         return None
     try:
         profile = Profile.from_json(config_map.get("data", {}).get(names.PROFILE_KEY, ""))
@@ -97,32 +125,67 @@ def say_profile_ready(situation: Situation, profile: Profile) -> Situation:
         return situation.with_status(profile=analytic).say(ConditionType.PROFILE_READY, TRUE, "AnalyticModel", message)
     known = situation.status.profile
     source = known.source if known is not None and known.digest == profile.digest() else "Cache"
-    return _say_ready(situation, profile, measured=source == "Measured")
+    cached = situation.seen.cached_profile
+    measured = None if cached is None else _measured_at(cached)
+    return _say_ready(situation, profile, is_own=source == "Measured", measured=measured)
+
+
+def heed_reprofile(situation: Situation) -> Situation:
+    """Begin another measurement when the job's annotation asks for it, once for each value."""
+    if not _asks_anew(situation):
+        return situation
+    profiling_ = ProfilingStatus(attempt=situation.status.profiling.attempt + 1, reprofile=situation.job.reprofile)
+    return situation.with_status(profiling=profiling_, profile=None)
+
+
+def say_reprofile_waits(situation: Situation) -> Situation:
+    """Say of a job that has its plan whether its annotation asks for something that is not done now."""
+    known = situation.status.find(ConditionType.PROFILE_READY)
+    if known is None:
+        return situation
+    message = known.message.removesuffix(_WAITS) + (_WAITS if _asks_anew(situation) else "")
+    if message == known.message:
+        return situation
+    return situation.say(ConditionType.PROFILE_READY, known.status, known.reason, message)
+
+
+def without_profilers(decision: Decision, seen: Observed) -> Decision:
+    """Delete what has measured, if anything is left: an operator that was stopped may not have come to it.
+
+    Parked profilers hold the devices that trainers wait for.
+    """
+    services = (
+        service
+        for service in seen.of_kind(Kind.SERVICE)
+        if service["metadata"].get("labels", {}).get(names.LABEL_COMPONENT) == names.COMPONENT_PROFILER
+    )
+    return replace(decision, delete=(*decision.delete, *references((*seen.of_kind(Kind.JOB), *services))))
 
 
 def measure(situation: Situation, request: ProfileRequest) -> Decision:
     """Have the profile measured, and take the result when it is there."""
     current = names.profiling_job(situation.job.name, request.digest())
     jobs = situation.seen.of_kind(Kind.JOB)
-    job = next((j for j in jobs if j["metadata"]["name"] == current), None)
-    # An upgrade of the operator may have changed what is asked for.
+    attempt = situation.status.profiling.attempt
+    job = next((j for j in jobs if j["metadata"]["name"] == current and attempt_of(j) == attempt), None)
+    # Of a former attempt, or an upgrade of the operator has changed what is asked for.
     outdated = references(tuple(j for j in jobs if j is not job))
     if job is not None and situation.seen.result is not None:
         return _take(situation, request, situation.seen.result)
     if job is not None and (ended := _ended(situation, job)) is not None:
         return ended
-    if job is None and situation.seen.pods(names.COMPONENT_PROFILER):
+    if job is None and (outdated or situation.seen.pods(names.COMPONENT_PROFILER)):
         # The host names of ending pods are still published; new pods of the same names would meet the wrong ones.
         lost = lost_pods(situation, names.COMPONENT_PROFILER)
         message = f"former profilers are ending{': ' + lost_text(lost) if lost else ''}"
-        waiting = situation.say(ConditionType.PROFILE_READY, FALSE, "Profiling", message)
+        waiting = situation.say(ConditionType.PROFILE_READY, FALSE, "Profiling", message + _retries_text(situation))
         return waiting.decide(delete=outdated, force_delete=to_force(situation, lost), after_seconds=POLL_SECONDS)
     if job is None and (seconds := seconds_to_wait(situation)):
-        return situation.decide(delete=outdated, after_seconds=min(POLL_SECONDS, seconds))
+        return situation.decide(after_seconds=min(POLL_SECONDS, seconds))
     wanted = (
         profiling.request_config_map(situation.job, request),
         profiling.service(situation.job, request),
-        profiling.indexed_job(situation.job, request, image=situation.image),
+        profiling.indexed_job(situation.job, request, attempt=attempt, image=situation.image),
     )
     # A Job never changes: what exists is left alone, also when a later version would write it otherwise.
     new = missing(situation.seen, *(wanted if job is None else wanted[:-1]))
@@ -156,11 +219,9 @@ def _take(situation: Situation, request: ProfileRequest, result: str) -> Decisio
     if profile.request_digest != request.digest():
         # The answer of a former Job, whose pods are ending.
         return _say_profiling(situation).decide(after_seconds=POLL_SECONDS)
-    return _say_ready(situation, profile, measured=True).decide(
-        apply=(profiling.profile_config_map(situation.job.namespace, profile),),
-        delete=references((*situation.seen.of_kind(Kind.JOB), *situation.seen.of_kind(Kind.SERVICE))),
-        after_seconds=AT_ONCE_SECONDS,
-    )
+    kept = profiling.profile_config_map(situation.job.namespace, profile, measured=situation.now)
+    ready = _say_ready(situation, profile, is_own=True, measured=situation.now)
+    return without_profilers(ready.decide(apply=(kept,), after_seconds=AT_ONCE_SECONDS), situation.seen)
 
 
 def _ended(situation: Situation, job: Manifest) -> Decision | None:
@@ -171,8 +232,11 @@ def _ended(situation: Situation, job: Manifest) -> Decision | None:
     if (failure := _failure(situation)) is not None:
         return _react(situation, job, failure)
     if failed is not None:
-        message = f"{failed.get('reason', 'Failed')}: {failed.get('message', '')}; read the log of the profilers"
-        return _give_up(situation, "ProfilingFailed", message)
+        # The pods are gone that could have said why.
+        message = f"{failed.get('reason', 'Failed')}: {failed.get('message', '')}"
+        return _react(
+            situation, job, Failure(FailureReason.UNKNOWN, message, situation.now, pod=job["metadata"]["name"])
+        )
     if not _is_overdue(situation, job):
         return None
     seconds = situation.job.spec.profiling.timeout_seconds
@@ -191,18 +255,43 @@ def _is_overdue(situation: Situation, job: Manifest) -> bool:
 
 
 def _react(situation: Situation, job: Manifest, failure: Failure) -> Decision:
-    reaction = REACTIONS[failure.reason]
+    """Begin another attempt, unless it would fail in the same way or there have been enough."""
+    known = situation.status.profiling
     problem = f"{failure.pod}: {failure.reason}: {failure.message[:LONGEST_NOTE]}"
-    if reaction.action is not Action.RESTART_UNCOUNTED:
-        recorded = situation.with_status(failures=situation.status.with_failure(record(situation, failure)).failures)
-        return _give_up(recorded, "ProfilingFailed", f"{problem}; {reaction.advice}")
+    retries = known.retries
+    if REACTIONS[failure.reason].action is not Action.RESTART_UNCOUNTED:
+        if not _may_retry(failure, known):
+            return _end(situation, failure, problem)
+        retries = count_one_more(retries, failure.reason)
     restarts = situation.status.restarts
-    if not seconds_to_wait(situation):
-        # Otherwise these profilers are seen once more while they end.
-        restarts = back_off(restarts, furthest_step=restarts.furthest_step, now=situation.now)
-    message = f"measuring again from {restarts.not_before:%Y-%m-%dT%H:%M:%SZ} on, after {problem}"
-    again = situation.say(ConditionType.PROFILE_READY, FALSE, "Profiling", message).with_status(restarts=restarts)
-    return again.decide(delete=references((job,)), after_seconds=POLL_SECONDS)
+    restarts = back_off(restarts, furthest_step=restarts.furthest_step, now=situation.now)
+    begun = known.model_copy(update={"attempt": known.attempt + 1, "retries": retries})
+    again = situation.with_status(restarts=restarts, profiling=begun)
+    message = f"measuring again from {restarts.not_before:%Y-%m-%dT%H:%M:%SZ} on{_retries_text(again)}, after {problem}"
+    return again.say(ConditionType.PROFILE_READY, FALSE, "Profiling", message).decide(
+        delete=references((job,)), after_seconds=POLL_SECONDS
+    )
+
+
+def _may_retry(failure: Failure, known: ProfilingStatus) -> bool:
+    counts = {each.reason: each.count for each in known.retries}
+    most = REACTIONS[failure.reason].most
+    is_used_up = most is not None and counts.get(failure.reason, 0) >= most
+    return failure.reason in _MAY_PASS and not is_used_up and sum(counts.values()) < MAX_RETRIES
+
+
+def _end(situation: Situation, failure: Failure, problem: str) -> Decision:
+    recorded = situation.with_status(failures=situation.status.with_failure(record(situation, failure)).failures)
+    message = f"{problem}{_retries_text(situation)}; {REACTIONS[failure.reason].advice}"
+    return _give_up(recorded, "ProfilingFailed", message)
+
+
+def _retries_text(situation: Situation) -> str:
+    retries = situation.status.profiling.retries
+    if not retries:
+        return ""
+    number = sum(each.count for each in retries)
+    return f" (retry {number} of {MAX_RETRIES}: {', '.join(f'{each.reason} x{each.count}' for each in retries)})"
 
 
 def _failure(situation: Situation) -> Failure | None:
@@ -218,21 +307,60 @@ def _give_up(situation: Situation, reason: str, message: str) -> Decision:
     return fail(situation.say(ConditionType.PROFILE_READY, FALSE, reason, message), "ProfilingFailed", message)
 
 
-def _say_ready(situation: Situation, profile: Profile, *, measured: bool) -> Situation:
+def _say_ready(situation: Situation, profile: Profile, *, is_own: bool, measured: datetime | None) -> Situation:
     name = names.profile_config_map(profile.request_digest)
-    status = ProfileStatus(config_map_name=name, source="Measured" if measured else "Cache", digest=profile.digest())
-    reason = "Profiled" if measured else "CacheHit"
-    message = f"measured on {profile.device_name}, kept in ConfigMap {name}"
+    known = ProfileStatus(
+        config_map_name=name,
+        source="Measured" if is_own else "Cache",
+        digest=profile.digest(),
+        profile_time=measured,
+    )
+    # A date and no age: the status says the same until something happens.
+    when = f" at {measured:%Y-%m-%dT%H:%M:%SZ}" if measured is not None else ""
+    message = f"measured on {profile.device_name}{when}, kept in ConfigMap {name}"
     # What was waited for is there: trainers begin with a back-off of their own.
     restarts = situation.status.restarts.model_copy(update={"without_progress": 0, "not_before": None})
-    ready = situation.with_status(profile=status, restarts=restarts)
-    return ready.say(ConditionType.PROFILE_READY, TRUE, reason, message)
+    done = situation.status.profiling.model_copy(update={"retries": ()})
+    ready = situation.with_status(profile=known, restarts=restarts, profiling=done)
+    return ready.say(ConditionType.PROFILE_READY, TRUE, "Profiled" if is_own else "CacheHit", message)
+
+
+def _may_use(situation: Situation, measured: datetime | None) -> bool:
+    """Tell whether the job may use the cached profile that was measured at this time."""
+    known, asked = situation.status.profile, situation.job.spec.profiling
+    if known is not None and known.profile_time is not None:
+        # It does not grow too old while a plan is searched. An elder one is still in the cache when the operator was
+        # stopped before it could put a new one there.
+        return measured is not None and measured >= known.profile_time
+    if asked.policy is ProfilingPolicy.ALWAYS or situation.status.profiling.reprofile is not None:
+        # Without its time a profile was taken by an earlier version.
+        return known is not None and known.source == "Measured"
+    return situation.seconds_until(measured, plus_seconds=asked.max_age_seconds) > 0
+
+
+def _measured_at(config_map: Manifest) -> datetime | None:
+    """Read when a cached profile was measured; None when somebody has written something else there."""
+    metadata = config_map["metadata"]
+    # Earlier versions wrote no time.
+    text = (metadata.get("annotations") or {}).get(names.ANNOTATION_MEASURED_AT) or metadata.get("creationTimestamp")
+    try:
+        return None if text is None else parse_time(text)
+    except ValueError:
+        return None
+
+
+def _asks_anew(situation: Situation) -> bool:
+    asked = situation.job.reprofile
+    measures = situation.job.spec.profiling.policy is not ProfilingPolicy.NEVER
+    return measures and asked is not None and asked != situation.status.profiling.reprofile
 
 
 def _say_profiling(situation: Situation) -> Situation:
     reports = (situation.seen.reports.get(p["metadata"]["name"]) for p in situation.seen.pods(names.COMPONENT_PROFILER))
     doing = next((_doing(report) for report in reports if report is not None), "profilers are starting")
-    return situation.say(ConditionType.PROFILE_READY, FALSE, "Profiling", doing + _obstacle_text(situation))
+    return situation.say(
+        ConditionType.PROFILE_READY, FALSE, "Profiling", doing + _retries_text(situation) + _obstacle_text(situation)
+    )
 
 
 def _doing(report: WorkerStatus) -> str:

@@ -1,5 +1,7 @@
 """The measurement of a job: document 1, an Indexed Job with its headless Service, and the cache of document 2."""
 
+from datetime import datetime
+
 from galvatron_operator import names
 from galvatron_operator.api import GalvatronJob
 from galvatron_operator.manifests.metadata import Manifest, document_config_map, headless_service, metadata
@@ -23,8 +25,10 @@ def service(job: GalvatronJob, request: ProfileRequest) -> Manifest:
     return headless_service(job, names.profiling_job(job.name, request.digest()), names.COMPONENT_PROFILER)
 
 
-def indexed_job(job: GalvatronJob, request: ProfileRequest, *, image: str) -> Manifest:
+def indexed_job(job: GalvatronJob, request: ProfileRequest, *, attempt: int, image: str) -> Manifest:
     """The pods that measure, one a node, on as many nodes as will train.
+
+    The attempt is written on the Job alone: its pods end with it, and never go on under another one.
 
     The result is asked of index 0, whose supervisor parks; then the Job is deleted. It has no deadline of its own: that
     would go on while nobody asks, and end a pod that waits with the result.
@@ -43,7 +47,7 @@ def indexed_job(job: GalvatronJob, request: ProfileRequest, *, image: str) -> Ma
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": metadata(job, name, names.COMPONENT_PROFILER),
+        "metadata": metadata(job, name, names.COMPONENT_PROFILER, annotations={names.ANNOTATION_ATTEMPT: str(attempt)}),
         "spec": {
             "completions": request.num_nodes,
             "parallelism": request.num_nodes,
@@ -78,8 +82,14 @@ def profiling_launch(job: GalvatronJob, request: ProfileRequest) -> Launch:
     )
 
 
-def profile_config_map(namespace: str, profile: Profile) -> Manifest:
-    """The cache of document 2: owned by no job, so that the next job of the same shape finds it."""
+def profile_config_map(namespace: str, profile: Profile, *, measured: datetime) -> Manifest:
+    """The cache of document 2: owned by no job, so that the next job of the same shape finds it.
+
+    Args:
+        namespace: of the jobs that may use it.
+        profile: what was measured.
+        measured: when, in UTC.
+    """
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -92,6 +102,7 @@ def profile_config_map(namespace: str, profile: Profile) -> Manifest:
                 names.LABEL_COMPONENT: names.COMPONENT_PROFILE,
                 names.LABEL_MANAGED_BY: names.MANAGER,
             },
+            "annotations": {names.ANNOTATION_MEASURED_AT: f"{measured:%Y-%m-%dT%H:%M:%SZ}"},
         },
         "data": {names.PROFILE_KEY: profile.to_json()},
     }

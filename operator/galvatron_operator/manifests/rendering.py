@@ -16,7 +16,7 @@ def render_job(job: GalvatronJob, request: ProfileRequest, *, image: str, plan: 
         else [
             profiling.request_config_map(job, request),
             profiling.service(job, request),
-            profiling.indexed_job(job, request, image=image),
+            profiling.indexed_job(job, request, attempt=0, image=image),
         ]
     )
     if plan is None:
