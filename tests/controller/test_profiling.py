@@ -171,6 +171,35 @@ def test_of_a_job_that_has_its_plan_the_annotation_waits_and_says_so() -> None:
     assert operation.until_finished().phase == "Complete"
 
 
+@pytest.mark.parametrize("writes", range(8))
+def test_a_job_that_is_planned_anew_heeds_the_annotation(writes: int) -> None:
+    operation = begin(fails_with(ExitClass.OUT_OF_DEVICE_MEMORY, on_attempts=range(1, 2)))
+    operation.until(ConditionType.TRAINING)
+    first = known(operation).profile
+    ask_anew(operation, "1")
+    for _ in range(20):
+        operation.round(writes=writes)
+        operation.world.step()
+    status = operation.until_finished()
+    assert (status.phase, status.attempt) == ("Complete", 2)
+    assert (status.profiling.attempt, status.profiling.reprofile) == (1, "1")
+    assert first is not None
+    assert first.profile_time is not None
+    assert status.profile is not None
+    assert status.profile.profile_time is not None
+    assert status.profile.profile_time > first.profile_time
+
+
+def test_a_job_that_is_planned_anew_uses_its_profile_however_old() -> None:
+    operation = begin(
+        fails_with(ExitClass.OUT_OF_DEVICE_MEMORY, on_attempts=range(1, 2)), profiling={"maxAgeSeconds": 1}
+    )
+    operation.until(ConditionType.TRAINING)
+    profile = known(operation).profile
+    status = operation.until_finished()
+    assert (status.phase, status.attempt, status.profile) == ("Complete", 2, profile)
+
+
 def test_without_measurements_the_annotation_does_nothing() -> None:
     operation = begin(profiling={"policy": "Never", "device": "cpu-core"})
     ask_anew(operation, "1")
