@@ -9,6 +9,7 @@ from fakes.world import Act, Scene, all_goes_well, fails_with
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType
 from galvatron_operator.decide import Kind
+from galvatron_operator.decide.situation import brief
 from galvatron_planner.worker import ExitClass, WorkerFailure, WorkerState
 
 
@@ -249,3 +250,10 @@ def test_the_time_to_begin_may_be_set_while_a_job_waits_and_counts_from_a_resump
     assert operation.status is not None
     assert not operation.status.is_finished
     assert reason(operation.until_finished(), ConditionType.FAILED) == "StartDeadlineExceeded"
+
+
+def test_a_long_traceback_is_shortened_to_what_it_comes_to() -> None:
+    long = "Traceback (most recent call last):\n" + "  File x\n" * 100 + "RuntimeError: the cause"
+    assert brief(long).endswith("RuntimeError: the cause")
+    assert brief("no plan fits, " * 100).startswith("no plan fits")
+    assert brief("short") == "short"

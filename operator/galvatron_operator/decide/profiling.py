@@ -28,11 +28,11 @@ from galvatron_operator.decide.restarting import back_off, seconds_to_wait
 from galvatron_operator.decide.situation import (
     AT_ONCE_SECONDS,
     FALSE,
-    LONGEST_NOTE,
     POLL_SECONDS,
     TRUE,
     Situation,
     attempt_of,
+    brief,
     fail,
     missing,
     record,
@@ -257,7 +257,7 @@ def _is_overdue(situation: Situation, job: Manifest) -> bool:
 def _react(situation: Situation, job: Manifest, failure: Failure) -> Decision:
     """Begin another attempt, unless it would fail in the same way or there have been enough."""
     known = situation.status.profiling
-    problem = f"{failure.pod}: {failure.reason}: {failure.message[:LONGEST_NOTE]}"
+    problem = f"{failure.pod}: {failure.reason}: {brief(failure.message)}"
     retries = known.retries
     if REACTIONS[failure.reason].action is not Action.RESTART_UNCOUNTED:
         if not _may_retry(failure, known):

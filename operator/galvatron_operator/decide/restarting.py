@@ -6,7 +6,7 @@ from galvatron_operator.api import ConditionType, JobStatus, Nodes, Restarts
 from galvatron_operator.decide.observed import Decision
 from galvatron_operator.decide.replanning import objection, replan, smaller_limit
 from galvatron_operator.decide.rules import reaction_to
-from galvatron_operator.decide.situation import AT_ONCE_SECONDS, FALSE, LONGEST_NOTE, Situation, fail, record
+from galvatron_operator.decide.situation import AT_ONCE_SECONDS, FALSE, Situation, brief, fail, record
 from galvatron_operator.failures import Action, Failure
 from galvatron_planner.plan import Plan
 
@@ -23,7 +23,7 @@ def react(situation: Situation, plan: Plan, failure: Failure) -> Decision:
     status, policy = situation.status, situation.job.spec.failure_policy
     reaction = reaction_to(failure, status, policy.rules)
     recorded = situation.with_status(failures=status.with_failure(record(situation, failure)).failures)
-    problem = f"attempt {status.attempt}: {failure.reason}{_place(failure)}: {failure.message[:LONGEST_NOTE]}"
+    problem = f"attempt {status.attempt}: {failure.reason}{_place(failure)}: {brief(failure.message)}"
     if reaction.action is Action.FAIL:
         return fail(recorded, "RuleFailJob" if reaction.rule else failure.reason, f"{problem}; {reaction.advice}")
     limit = smaller_limit(plan, failure)

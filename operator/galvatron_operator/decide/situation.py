@@ -90,6 +90,13 @@ def record(situation: Situation, failure: Failure) -> FailureRecord:
     )
 
 
+def brief(message: str) -> str:
+    """Shorten a failure's message for a condition; what a traceback comes to stands at its end."""
+    if len(message) <= LONGEST_NOTE:
+        return message
+    return f"...{message[-LONGEST_NOTE:]}" if message.startswith("Traceback") else f"{message[:LONGEST_NOTE]}..."
+
+
 def missing(seen: Observed, *wanted: Manifest) -> tuple[Manifest, ...]:
     """Select the wanted objects that do not exist yet, or differ in a field that we set."""
     existing = {_identity(child): child for child in seen.children}
