@@ -27,6 +27,7 @@ WORDS_OF_OTHERS = {
     *("Situation", "Measured", "Cache", "Analytic"),
     *decide.__all__,
     *(kind.value for kind in decide.Kind),
+    "Traceback",
 }
 """Words in the sources of ``decide`` that are no reasons: of Kubernetes, of other fields, and names in Python."""
 
