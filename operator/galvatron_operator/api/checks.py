@@ -56,7 +56,7 @@ def check_name(name: str) -> None:
     Raises:
         InvalidInput: when it is too long or no DNS label.
     """
-    if len(name) > MAX_JOB_NAME or not _JOB_NAME.match(name):
+    if len(name) > MAX_JOB_NAME or not _JOB_NAME.fullmatch(name):
         raise InvalidInput(
             f"metadata.name is {name!r}",
             remedy=f"use at most {MAX_JOB_NAME} lower-case letters, digits and dashes, with a letter first",

@@ -67,7 +67,7 @@ class ModelFields(SpecValue):
     decoder_sequence_length: int | None = Field(default=None, ge=1, le=1_048_576)
     image_size: int | None = Field(default=None, ge=1, le=65_536)
     patch_size: int | None = Field(default=None, ge=1, le=65_536)
-    depths: tuple[Annotated[int, Field(ge=1, le=1024)], ...] | None = Field(default=None, max_length=8)
+    depths: tuple[Annotated[int, Field(ge=1, le=1024)], ...] | None = Field(default=None, min_length=1, max_length=8)
     window_size: int | None = Field(default=None, ge=1, le=65_536)
 
 

@@ -7,8 +7,8 @@ from pydantic.alias_generators import to_camel
 
 from galvatron_planner.documents import Value
 
-PositiveDecimal = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?$", max_length=32)]
-"""A number as text: Kubernetes objects hold no floats."""
+PositiveDecimal = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?$", max_length=32)]
+"""A number as text: Kubernetes objects hold no floats. None is infinite: exponents have two digits."""
 MemoryQuantity = Annotated[
     str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32)
 ]

@@ -31,6 +31,9 @@ from galvatron_planner.units import format_quantity
 FIXED_PLAN_SECONDS = 30.0
 """Between two looks for a plan that its user has not brought yet: ConfigMaps of users are not watched."""
 
+_EXACT_BELOW = 1e15
+"""Amounts that are written to the hundredth: a float holds no more of them."""
+
 
 def existing_plan(status: JobStatus | None, children: Iterable[Manifest]) -> Plan | None:
     """Read the plan under which a job trains, if there is one.
@@ -193,8 +196,13 @@ def _plan_status(job: GalvatronJob, plan: Plan, name: str, outcome: SearchOutcom
             tokens_per_second=round(plan.tokens_per_second),
             peak_memory_per_gpu=format_quantity(plan.estimate.peak_bytes),
             bubble_percent=round(plan.estimate.bubble_ratio * 100),
-            gpu_hours=f"{gpu_hours:.2f}",
-            cost=None if price is None else f"{gpu_hours * float(price):.2f}",
+            gpu_hours=_amount(gpu_hours),
+            cost=None if price is None else _amount(gpu_hours * float(price)),
         ),
         search_milliseconds=round(searched_seconds * 1e3),
     )
+
+
+def _amount(value: float) -> str:
+    """Write hours or money; a huge amount in few digits, because the text in the status is bounded."""
+    return f"{value:.2f}" if value < _EXACT_BELOW else f"{value:.3e}"
