@@ -90,6 +90,7 @@ class Operation:
     world: World
     searches: Searches = field(default_factory=InstantSearches)
     settings: Settings = SETTINGS
+    key: JobKey = KEY
 
     def create(self, job: Manifest) -> None:
         """Create the job, as its user."""
@@ -106,9 +107,9 @@ class Operation:
         cluster: Any = self.world.cluster if writes is None else StoppingCluster(self.world.cluster, writes)
         ports = Ports(cluster, self.world, self.searches)
         try:
-            asyncio.run(reconcile(KEY, ports, settings=self.settings, now=self.world.now))
+            asyncio.run(reconcile(self.key, ports, settings=self.settings, now=self.world.now))
         except Stopped:
-            self.searches.forget(KEY)
+            self.searches.forget(self.key)
         except ClusterError:
             """The work queue would repeat the round."""
 
@@ -138,7 +139,7 @@ class Operation:
     @property
     def job(self) -> Manifest:
         """The job's object."""
-        return self.world.cluster.objects[Kind.GALVATRON_JOB, KEY.namespace, KEY.name]
+        return self.world.cluster.objects[Kind.GALVATRON_JOB, self.key.namespace, self.key.name]
 
     @property
     def status(self) -> JobStatus | None:

@@ -253,6 +253,10 @@ class InstantSearches:
 
     def start(self, key: JobKey, order: SearchOrder) -> None:
         problem, digest = order.problem, order.digest
+        if problem.batch.minimum % problem.cluster.num_devices:
+            message = "the batch cannot be split over all devices; use a multiple of their number"
+            self._outcomes[key] = SearchOutcome(digest, 1.0, problem=SearchProblem.NO_FEASIBLE_PLAN, message=message)
+            return
         plan = order.fixed_plan or builders.plan(
             f"dp{problem.cluster.num_devices}",
             spec=problem.model,
