@@ -248,14 +248,17 @@ async def _write_status(cluster: Cluster, body: Manifest, decision: Decision) ->
     if decision.status is None:
         return
     metadata = body["metadata"]
-    await cluster.apply_status(
-        {
-            "apiVersion": names.API_VERSION,
-            "kind": names.KIND,
-            "metadata": {key: metadata[key] for key in ("name", "namespace", "uid", "resourceVersion")},
-            "status": decision.status.dump(),
-        }
-    )
+    status = {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "metadata": {key: metadata[key] for key in ("name", "namespace", "uid", "resourceVersion")},
+        "status": decision.status.dump(),
+    }
+    try:
+        await cluster.apply_status(status)
+    except Refused as error:
+        # No user's fault: while releases change, the CRD may be older than the operator, and jobs must outlive that.
+        raise Unreachable(error.problem, remedy="bring the CRD to the operator's version (helm upgrade)") from error
 
 
 async def _change(manifest: Manifest, found: ObjectRef, cluster: Cluster) -> None:

@@ -1,5 +1,6 @@
 """Whole lives of jobs against an in-memory cluster: what happens, whatever happens to the operator meanwhile."""
 
+import asyncio
 from dataclasses import replace
 from functools import cache
 
@@ -8,12 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as generate
 
 import builders
+from fakes.cluster import FakeCluster
 from fakes.operation import KEY, SETTINGS, Operation, begin, body, reason
 from fakes.world import Act, InstantSearches, Scene, Script, World, all_goes_well, fails_with
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, FailureReason, JobStatus, RestartCount, parse
 from galvatron_operator.decide import Kind, SearchProblem
 from galvatron_operator.failures import REACTIONS, Action
+from galvatron_operator.manifests.metadata import Manifest
+from galvatron_operator.reconcile import Ports, Refused, Unreachable, reconcile
 from galvatron_planner.worker import ExitClass, WorkerFailure, WorkerState
 
 
@@ -482,3 +486,29 @@ def test_an_operator_that_is_stopped_in_every_round_makes_unchangeable_trainers_
         operation.world.step()
     status = operation.until_finished()
     assert (status.phase, status.attempt) == ("Complete", 2)
+
+
+def test_a_running_job_outlives_a_field_that_this_version_does_not_know() -> None:
+    operation = begin()
+    operation.until(ConditionType.TRAINING)
+    operation.job["spec"]["profiling"] = {"fieldOfTheNextVersion": 1}
+    operation.rounds(1)
+    assert reason(operation.status, ConditionType.ACCEPTED) == "VersionSkew"
+    assert operation.all_of(Kind.POD)
+    del operation.job["spec"]["profiling"]
+    assert operation.until_finished().phase == "Complete"
+
+
+class OldSchemaCluster(FakeCluster):
+    """An API server whose CRD does not know a field of the status."""
+
+    async def apply_status(self, manifest: Manifest) -> Manifest:
+        raise Refused(f"{manifest['metadata']['name']}: .status.nodes.members: field not declared in schema", remedy="")
+
+
+def test_a_status_that_an_older_crd_refuses_fails_no_job() -> None:
+    world = World(cluster=OldSchemaCluster())
+    made = asyncio.run(world.cluster.apply(body()))
+    with pytest.raises(Unreachable, match="not declared in schema"):
+        asyncio.run(reconcile(KEY, Ports(world.cluster, world, InstantSearches()), settings=SETTINGS, now=world.now))
+    assert "status" not in made

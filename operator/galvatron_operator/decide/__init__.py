@@ -70,6 +70,10 @@ __all__ = [
 ]
 
 
+VERSION_SKEW_SECONDS = 30.0
+"""Between two looks at a job of another version."""
+
+
 def decide(body: Mapping[str, Any], seen: Observed, *, now: datetime, settings: Settings) -> Decision:
     """Decide what to do about one job.
 
@@ -86,6 +90,9 @@ def decide(body: Mapping[str, Any], seen: Observed, *, now: datetime, settings: 
     try:
         before = parse_status(body)
         situation = _situation(body, seen, before, now=now, settings=settings)
+    except InvalidInput as error:
+        return _finished(_misunderstood(body, seen, before, error, now=now), before)
+    try:
         decision = _still_hindered(_spare_writes(_decide(situation), situation, before), seen, before)
     except InvalidInput as error:
         decision = refuse(body, seen, error, now=now, before=before)
@@ -95,6 +102,18 @@ def decide(body: Mapping[str, Any], seen: Observed, *, now: datetime, settings: 
 def is_ours(body: Mapping[str, Any]) -> bool:
     """Tell whether a job is this operator's to work on; about others it does nothing and says nothing."""
     return bool((body.get("spec") or {}).get("managedBy", CONTROLLER) == CONTROLLER)
+
+
+def _misunderstood(
+    body: Mapping[str, Any], seen: Observed, before: JobStatus | None, error: InvalidInput, *, now: datetime
+) -> Decision:
+    """Refuse a job, but leave one alone that was understood before: the CRD may be ahead of this operator."""
+    if before is None or before.is_finished or not before.is_true(ConditionType.ACCEPTED):
+        return refuse(body, seen, error, now=now, before=before)
+    generation = int(body["metadata"].get("generation", 1))
+    message = f"{error}; the job goes on unattended until an operator of the CRD's version runs"
+    status = before.with_condition(ConditionType.ACCEPTED, TRUE, "VersionSkew", message, generation=generation, now=now)
+    return Decision(status=status, requeue_after_seconds=VERSION_SKEW_SECONDS)
 
 
 def reject(body: Mapping[str, Any], seen: Observed, error: GalvatronError, *, now: datetime) -> Decision:
