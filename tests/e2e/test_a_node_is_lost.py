@@ -60,7 +60,7 @@ def test_a_job_survives_the_loss_of_a_node(
     kubectl, jobs = space
     policy = {"nodeLostTimeoutSeconds": 10, "forceDeleteLostPods": "AfterTimeout"}
     lifecycle = {"terminationGracePeriodSeconds": 30}
-    jobs.start(NAME, steps=1500, failurePolicy=policy, lifecycle=lifecycle)
+    jobs.start(NAME, steps=400, failurePolicy=policy, lifecycle=lifecycle)
     seen = follow(kubectl, NAME, until=lambda job: progress(job).get("step", 0) > 2 * PERIOD_STEPS, seconds=300)
     assert sorted(trainer_nodes(kubectl).values()) == ["node-0", "node-1"]
 
