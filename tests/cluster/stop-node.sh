@@ -19,12 +19,15 @@ main() {
   directory=$(node_dir "$1")
   # The network first: nobody hears the last words of a machine that lost its power.
   ip link set "$(node_link "$1")" down
-  kill_nodes "$directory" "$CGROUP/$(node_name "$1")"
+  local cgroup
+  cgroup=$CGROUP/$(node_name "$1")
+  kill_nodes "$directory" "$cgroup"
   remove_shim_sockets "$directory"
   unmount_below "$directory"
-  remove_cgroups "$CGROUP/$(node_name "$1")"
+  # A process may have been started while its starter died; and a cgroup that stays does no harm to a lost node.
+  (remove_cgroups "$cgroup") || { kill_nodes "$directory" "$cgroup"; unmount_below "$directory"; }
   # As /run after a reboot. The images and the kubelet's directory are on disk and stay.
-  rm -rf --one-file-system "$directory/containerd/state" "$directory/runc"
+  rm -rf --one-file-system "$directory/containerd/state" "$directory/runc" || say "some of its files stay"
   say "$(node_name "$1") is gone"
 }
 
