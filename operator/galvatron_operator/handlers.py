@@ -16,7 +16,7 @@ import kopf
 
 from galvatron_operator import names
 from galvatron_operator.cache import CachedCluster
-from galvatron_operator.decide import Decision, Kind, SearchOutcome
+from galvatron_operator.decide import Decision, SearchOutcome
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.metrics import OperatorMetrics
 from galvatron_operator.planning import SearchProcesses
@@ -91,6 +91,9 @@ class Operator:
 
         Args:
             when_ended: is called when work ends before that, which it should not.
+
+        Raises:
+            ClusterError: when the API server is away, or the CRD is not installed.
         """
         searches = SearchProcesses(when_done=self._search_done)
         ports = Ports(self.cache, self.workers, searches)
@@ -103,8 +106,6 @@ class Operator:
                 self.has_failed = True
                 when_ended()
 
-        for body in self.cache.jobs:
-            self.look_at(JobKey(*_key(body)))
         tasks = [asyncio.create_task(self._queue.run()), asyncio.create_task(self._resync())]
         for task in tasks:
             task.add_done_callback(report)
@@ -115,15 +116,6 @@ class Operator:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await searches.stop()
-
-    async def check_cluster(self) -> None:
-        """Refuse to start where jobs cannot exist.
-
-        Raises:
-            ClusterError: when the API server is away, or the CRD is not installed.
-        """
-        for namespace in self.settings.watch_namespaces or (None,):
-            await self.cluster.list(Kind.GALVATRON_JOB, namespace=namespace, labels={})
 
     async def _work(self, key: JobKey, ports: Ports) -> float | None:
         """Do one round; whatever goes wrong in it is logged and tried again later."""
@@ -223,7 +215,6 @@ def register(registry: kopf.OperatorRegistry, operator: Operator, *, when_ended:
     @kopf.on.startup(registry=registry)
     async def start(**_: Any) -> None:
         try:
-            await operator.check_cluster()
             await work.enter_async_context(operator.running(when_ended=when_ended))
         except NotFound as error:
             raise kopf.PermanentError(f"GalvatronJobs are not known here: {error}; install the CRD first") from error

@@ -169,4 +169,4 @@ def test_the_managed_selector_finds_what_we_make() -> None:
 
 def test_where_the_crd_is_missing_the_operator_does_not_start() -> None:
     with pytest.raises(NotFound):
-        asyncio.run(operator_of(World(cluster=BareCluster())).check_cluster())
+        during(World(cluster=BareCluster()), lambda _: asyncio.sleep(0))
