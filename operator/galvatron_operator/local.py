@@ -159,14 +159,7 @@ def problem(
     )
     request = request if fixed is None else covering(request, fixed)
     profile = _profile(job, request, directory, port=port, listener=listener)
-    return PlanningProblem(
-        model=job.model,
-        precision=job.precision,
-        cluster=cluster,
-        batch=job.batch,
-        limits=job.limits,
-        profile=profile,
-    )
+    return job.problem(profile, cluster)
 
 
 def check_files(job: GalvatronJob, root: Path) -> None:

@@ -18,7 +18,6 @@ from galvatron_operator.names import PLAN_KEY, PROFILE_KEY, REPORT_KEY, pod, sta
 from galvatron_operator.rundirectory import RunDirectory
 from galvatron_operator.whatif import AnswerFiles, Lists, Question
 from galvatron_planner.errors import InvalidInput
-from galvatron_planner.problem import PlanningProblem
 from galvatron_planner.profiles import Profile
 from galvatron_planner.search.request import profile_request
 from galvatron_planner.whatif import ALGORITHMS
@@ -70,14 +69,7 @@ def plan(  # noqa: PLR0913 -- the options of a command
     kubectl = Kubectl(namespace, context)
     body = kubectl.job(job)
     known, profile = parse(body), _profile(kubectl, body)
-    problem = PlanningProblem(
-        model=known.model,
-        precision=known.precision,
-        cluster=known.cluster,
-        batch=known.batch,
-        limits=known.limits,
-        profile=profile,
-    )
+    problem = known.problem(profile, known.cluster)
     cli.show_answers(Question(known.name, problem, partial(profile_from_catalogue, known)), lists, answers)
 
 

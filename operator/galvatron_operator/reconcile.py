@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from galvatron_operator import names
+from galvatron_operator.api.status import rfc3339
 from galvatron_operator.decide import (
     OWNED_KINDS,
     Decision,
@@ -218,7 +219,7 @@ def event_manifest(event: Event, body: Manifest, *, now: datetime) -> Manifest:
     """Write an event; its name follows from what it says, so that saying it twice makes one event."""
     metadata = body["metadata"]
     said = "\n".join((metadata["uid"], event.reason, event.message))
-    time = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    time = rfc3339(now)
     return {
         "apiVersion": "v1",
         "kind": "Event",

@@ -1,7 +1,6 @@
 """What the operator relies on of an API server: one contract for the fake in memory and for the real thing."""
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -13,8 +12,9 @@ from uuid import uuid4
 
 import pytest
 import yaml
-from kubernetes import client, config
+from kubernetes import client
 
+from controller.api_server import connected
 from fakes.cluster import FakeCluster
 from fakes.lease import FakeLeases
 from fakes.operation import body
@@ -64,10 +64,7 @@ class Site:
 @pytest.fixture(scope="module")
 def real_site() -> Iterator[Site]:
     """The cluster that ``GALVATRON_KUBECONFIG`` or ``KUBECONFIG`` names, with the CRD installed."""
-    path = os.environ.get("GALVATRON_KUBECONFIG") or os.environ.get("KUBECONFIG")
-    if path is None:
-        pytest.fail('neither GALVATRON_KUBECONFIG nor KUBECONFIG is set: eval "$(tests/cluster/cluster.sh env)"')
-    api_client = config.new_client_from_config(path)  # type: ignore[no-untyped-call]  # the client has no types
+    api_client = connected()
     core = client.CoreV1Api(api_client)
     namespace = f"contract-{uuid4().hex[:8]}"
     core.create_namespace(client.V1Namespace(metadata=client.V1ObjectMeta(name=namespace)))

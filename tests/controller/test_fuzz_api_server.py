@@ -5,7 +5,6 @@ What ``parse`` takes, the API server takes: a job that was validated without a c
 """
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
-from kubernetes import client, config
+from kubernetes import client
 
+from controller.api_server import connected
 from controller.bodies import Body, job_body
 from fuzzing.bodies import Fuzzed, fuzzed
 from fuzzing.schema import OBJECT, as_received, refusals, with_defaults
@@ -47,10 +47,7 @@ class Answer:
 @pytest.fixture(scope="module")
 def api_client() -> Iterator[client.ApiClient]:
     """The cluster that ``GALVATRON_KUBECONFIG`` or ``KUBECONFIG`` names, with our CRD in a group of its own."""
-    path = os.environ.get("GALVATRON_KUBECONFIG") or os.environ.get("KUBECONFIG")
-    if path is None:
-        pytest.fail('neither GALVATRON_KUBECONFIG nor KUBECONFIG is set: eval "$(tests/cluster/cluster.sh env)"')
-    found = config.new_client_from_config(path)  # type: ignore[no-untyped-call]  # the client has no types
+    found = connected()
     crd = yaml.safe_load(CRD.read_text())
     crd["metadata"]["name"] = f"{PLURAL}.{GROUP}"
     crd["spec"]["group"] = GROUP

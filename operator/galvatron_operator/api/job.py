@@ -24,7 +24,8 @@ from galvatron_operator.api.values import SpecValue
 from galvatron_planner.cluster import Cluster, DeviceKind
 from galvatron_planner.errors import InvalidInput
 from galvatron_planner.model import Model, Precision
-from galvatron_planner.problem import BatchRange, Schedule, SearchLimits
+from galvatron_planner.problem import BatchRange, PlanningProblem, Schedule, SearchLimits
+from galvatron_planner.profiles import Profile
 from galvatron_planner.training import (
     AdamW,
     DataSource,
@@ -150,6 +151,22 @@ class GalvatronJob(SpecValue):
             schedule=_SCHEDULES[search.pipeline_schedule],
             algorithm=search.algorithm,
             sequence_parallel=search.sequence_parallelism,
+        )
+
+    def problem(self, profile: Profile, cluster: Cluster) -> PlanningProblem:
+        """Pose what the job asks.
+
+        Args:
+            profile: what was measured for it.
+            cluster: the devices to plan for.
+        """
+        return PlanningProblem(
+            model=self.model,
+            precision=self.precision,
+            cluster=cluster,
+            batch=self.batch,
+            limits=self.limits,
+            profile=profile,
         )
 
 

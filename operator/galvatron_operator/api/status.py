@@ -30,12 +30,13 @@ def _whole_seconds(time: datetime) -> datetime:
     return time.astimezone(UTC).replace(microsecond=0)
 
 
-def _rfc3339(time: datetime) -> str:
+def rfc3339(time: datetime) -> str:
+    """Write a moment in UTC as objects hold it, in whole seconds."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 Time = Annotated[
-    AwareDatetime, AfterValidator(_whole_seconds), PlainSerializer(_rfc3339, return_type=str, when_used="json")
+    AwareDatetime, AfterValidator(_whole_seconds), PlainSerializer(rfc3339, return_type=str, when_used="json")
 ]
 """A moment in UTC, in whole seconds: what an object can hold, so that reading back gives an equal value."""
 

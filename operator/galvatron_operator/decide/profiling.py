@@ -7,6 +7,7 @@ former attempt is taken, wherever the operator is stopped.
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
@@ -21,7 +22,7 @@ from galvatron_operator.api import (
     ProfilingStatus,
 )
 from galvatron_operator.api.overlay import PodOverlay
-from galvatron_operator.api.status import count_one_more
+from galvatron_operator.api.status import count_one_more, rfc3339
 from galvatron_operator.decide.lost import lost_pods, lost_text, to_force
 from galvatron_operator.decide.observed import Decision, Kind, Observed
 from galvatron_operator.decide.restarting import back_off, seconds_to_wait
@@ -246,8 +247,7 @@ def _ended(situation: Situation, job: Manifest) -> Decision | None:
 
 def _is_overdue(situation: Situation, job: Manifest) -> bool:
     """Tell whether the time for measuring is over, and the profiler that has the result is not waiting with it."""
-    reports = (situation.seen.reports.get(p["metadata"]["name"]) for p in situation.seen.pods(names.COMPONENT_PROFILER))
-    if any(r is not None and r.node_rank == 0 and r.state is WorkerState.SUCCEEDED for r in reports):
+    if any(report.node_rank == 0 and report.state is WorkerState.SUCCEEDED for report in _reports(situation)):
         return False
     started = job.get("status", {}).get("startTime")
     seconds = situation.job.spec.profiling.timeout_seconds
@@ -316,7 +316,7 @@ def _say_ready(situation: Situation, profile: Profile, *, is_own: bool, measured
         profile_time=measured,
     )
     # A date and no age: the status says the same until something happens.
-    when = f" at {measured:%Y-%m-%dT%H:%M:%SZ}" if measured is not None else ""
+    when = f" at {rfc3339(measured)}" if measured is not None else ""
     message = f"measured on {profile.device_name}{when}, kept in ConfigMap {name}"
     # What was waited for is there: trainers begin with a back-off of their own.
     restarts = situation.status.restarts.model_copy(update={"without_progress": 0, "not_before": None})
@@ -356,11 +356,18 @@ def _asks_anew(situation: Situation) -> bool:
 
 
 def _say_profiling(situation: Situation) -> Situation:
-    reports = (situation.seen.reports.get(p["metadata"]["name"]) for p in situation.seen.pods(names.COMPONENT_PROFILER))
-    doing = next((_doing(report) for report in reports if report is not None), "profilers are starting")
+    doing = next(map(_doing, _reports(situation)), "profilers are starting")
     return situation.say(
         ConditionType.PROFILE_READY, FALSE, "Profiling", doing + _retries_text(situation) + _obstacle_text(situation)
     )
+
+
+def _reports(situation: Situation) -> Iterator[WorkerStatus]:
+    """What the profilers say, of those that answer."""
+    for pod in situation.seen.pods(names.COMPONENT_PROFILER):
+        report = situation.seen.reports.get(pod["metadata"]["name"])
+        if report is not None:
+            yield report
 
 
 def _doing(report: WorkerStatus) -> str:

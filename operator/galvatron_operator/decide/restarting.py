@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 
 from galvatron_operator.api import ConditionType, JobStatus, Nodes, Restarts
+from galvatron_operator.api.status import rfc3339
 from galvatron_operator.decide.observed import Decision
 from galvatron_operator.decide.replanning import objection, replan, smaller_limit
 from galvatron_operator.decide.rules import reaction_to
@@ -58,7 +59,7 @@ def seconds_to_wait(situation: Situation) -> float:
 
 def beginning(attempt: int, moment: datetime) -> str:
     """Say when an attempt begins."""
-    return f"attempt {attempt} begins at {moment:%Y-%m-%dT%H:%M:%SZ}"
+    return f"attempt {attempt} begins at {rfc3339(moment)}"
 
 
 def back_off(restarts: Restarts, *, furthest_step: int, now: datetime) -> Restarts:

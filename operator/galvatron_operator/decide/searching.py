@@ -24,7 +24,7 @@ from galvatron_operator.manifests import training
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_planner.errors import InvalidDocument
 from galvatron_planner.plan import Plan
-from galvatron_planner.problem import Algorithm, PlanningProblem
+from galvatron_planner.problem import Algorithm
 from galvatron_planner.profiles import Profile
 from galvatron_planner.units import format_quantity
 
@@ -116,14 +116,7 @@ def brought_plan(job: GalvatronJob, config_map: Manifest | None) -> Plan | None:
 def search(situation: Situation, profile: Profile) -> Decision:
     """Have the plan searched, or the user's own priced, and keep it when that is done."""
     job = situation.job
-    problem = PlanningProblem(
-        model=job.model,
-        precision=job.precision,
-        cluster=planned_cluster(situation),
-        batch=job.batch,
-        limits=job.limits,
-        profile=profile,
-    )
+    problem = job.problem(profile, planned_cluster(situation))
     order = SearchOrder(
         problem,
         timeout_seconds=job.spec.search.timeout_seconds,

@@ -4,6 +4,7 @@ from datetime import datetime
 
 from galvatron_operator import names
 from galvatron_operator.api import GalvatronJob
+from galvatron_operator.api.status import rfc3339
 from galvatron_operator.manifests.metadata import Manifest, document_config_map, headless_service, metadata
 from galvatron_operator.manifests.pods import NODE_RANK, NodePod, documents_mount, pod_template
 from galvatron_operator.torchrun import LOOPBACK, MEASURE_MODULE, Launch, WhenFinished, measuring_arguments
@@ -102,7 +103,7 @@ def profile_config_map(namespace: str, profile: Profile, *, measured: datetime) 
                 names.LABEL_COMPONENT: names.COMPONENT_PROFILE,
                 names.LABEL_MANAGED_BY: names.MANAGER,
             },
-            "annotations": {names.ANNOTATION_MEASURED_AT: f"{measured:%Y-%m-%dT%H:%M:%SZ}"},
+            "annotations": {names.ANNOTATION_MEASURED_AT: rfc3339(measured)},
         },
         "data": {names.PROFILE_KEY: profile.to_json()},
     }
