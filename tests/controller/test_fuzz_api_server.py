@@ -84,8 +84,16 @@ def create(api_client: client.ApiClient, job: Fuzzed) -> Answer:
             GROUP, "v1alpha1", "default", PLURAL, document, dry_run="All", field_validation="Strict"
         )
     except client.ApiException as error:
-        return Answer(job, None, f"{error.status}: {json.loads(error.body).get('message') if error.body else error}")
+        return Answer(job, None, f"{error.status}: {message_of(error)}")
     return Answer(job, stored | {"apiVersion": job.body["apiVersion"]})
+
+
+def message_of(error: client.ApiException) -> str:
+    """What the API server says; for a resource that it does not serve yet it answers with plain text."""
+    try:
+        return str(json.loads(error.body or "")["message"])
+    except ValueError:
+        return str(error.body or error)
 
 
 def refusal_of(body: Body) -> InvalidInput | None:
