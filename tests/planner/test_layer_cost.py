@@ -6,12 +6,12 @@ import builders
 from galvatron_planner import families
 from galvatron_planner.cluster import DeviceKind, Group
 from galvatron_planner.cost.layer import Conditions, LayerCost, overlapped_seconds, price
-from galvatron_planner.dimensions import communication, held_elements
+from galvatron_planner.dimensions import communication, gathered_elements, held_elements
 from galvatron_planner.errors import MissingMeasurement
 from galvatron_planner.model import LayerSpec, Precision, Sharing
 from galvatron_planner.profiles import Collective
 from galvatron_planner.strategy import LayerStrategy
-from galvatron_planner.workload import num_parameters
+from galvatron_planner.workload import input_bytes, num_parameters
 
 MODEL = builders.model()
 EMBEDDING, BLOCK, _, HEAD = families.layers(MODEL)
@@ -93,8 +93,38 @@ def test_half_precision_keeps_a_copy_unless_it_is_gathered() -> None:
 def test_half_precision_reduces_through_buffers() -> None:
     half = conditions(Precision.BF16)
     measured = half.profile.layer(BLOCK, 1).samples[1].transient_bytes
-    # Gradients as computed, 2 bytes; input and output of the reduction, 4 bytes each.
-    assert cost("dp4", of=half).transient_bytes == measured + 10 * PARAMETERS
+    # Gradients as computed, 2 bytes; the flat input of the reduction, 4. Its output is the gradient that is kept.
+    assert cost("dp4", of=half).transient_bytes == measured + 6 * PARAMETERS
+
+
+def with_activations(kept: int, kind: DeviceKind) -> Conditions:
+    """Half precision, where a pass keeps so many bytes and works in none."""
+    half = conditions(Precision.BF16, kind)
+    layers = tuple(
+        one.model_copy(
+            update={
+                "samples": tuple(
+                    sample.model_copy(update={"activation_bytes": kept, "transient_bytes": 0}) for sample in one.samples
+                )
+            }
+        )
+        for one in half.profile.layers
+    )
+    return replace(half, profile=half.profile.model_copy(update={"layers": layers}))
+
+
+def test_gloo_sums_a_copy_of_the_gradients_that_it_scatters() -> None:
+    strategy = LayerStrategy.parse("gsdp4")
+    gathered, held = gathered_elements(BLOCK, strategy), held_elements(BLOCK, strategy)
+    # In the backward pass: gradients as computed, and the flat input of the layer before.
+    assert cost("gsdp4", of=with_activations(0, DeviceKind.CUDA)).transient_bytes == (2 + 4) * gathered
+    # While they are scattered: the flat input, the copy of it, and this device's part of the sum.
+    scattering = (4 + 4) * gathered + 4 * held
+    assert cost("gsdp4", of=with_activations(0, DeviceKind.CPU)).transient_bytes == scattering
+    # By then the pass has used what it kept, but for the gradient of its input.
+    arriving = 2 * input_bytes(BLOCK, Precision.BF16)
+    used = cost("gsdp4", of=with_activations(arriving + 1000, DeviceKind.CPU))
+    assert used.activation_bytes + used.transient_bytes == arriving + scattering
 
 
 def test_double_precision_doubles_the_states() -> None:
@@ -164,9 +194,10 @@ def test_gradients_in_buckets_are_there_all_the_time() -> None:
     assert half.kept_bytes(1, holds_all=True) < half.kept_bytes(1, holds_all=False)
 
 
-def test_sharded_gradients_of_a_copy_count_as_if_they_were_there_all_the_time() -> None:
-    for text in ("fsdp4", "gsdp4"):
-        assert cost(text, of=conditions(Precision.BF16)).late_bytes == 0
+def test_gradients_of_a_copy_come_late_however_they_are_divided() -> None:
+    half = conditions(Precision.BF16)
+    for text in ("dp4", "fsdp4", "gsdp4"):
+        assert cost(text, of=half).late_bytes == 4 * held_elements(BLOCK, LayerStrategy.parse(text))
 
 
 def test_overlap_slows_both_sides_until_the_shorter_ends() -> None:

@@ -21,6 +21,8 @@ Reduce = Callable[[LayerModule, DeviceMesh], GradientReduction]
 LATE: dict[str, Reduce] = {
     "fsdp": lambda module, mesh: ShardedParameters(module, mesh, mixed_precision(Precision.FP32)),
     "gsdp": lambda module, mesh: ShardedGradients(module, mesh, mixed_precision(Precision.FP32)),
+    "fsdp in BF16": lambda module, mesh: ShardedParameters(module, mesh, mixed_precision(Precision.BF16)),
+    "gsdp in BF16": lambda module, mesh: ShardedGradients(module, mesh, mixed_precision(Precision.BF16)),
     "dp in BF16": lambda module, mesh: MixedPrecisionReplica(module, mesh, mixed_precision(Precision.BF16)),
 }
 

@@ -106,6 +106,7 @@ def price(layer: LayerSpec, strategy: LayerStrategy, *, micro_batch_size: int, c
     backward = recomputed + passes.backward_seconds
     blocking = spoken.backward + (spoken.recomputed if strategy.checkpoint else ())
     arriving = local_samples * input_bytes(layer, conditions.precision) // strategy.sequence_degree
+    kept = min(arriving, passes.activation_bytes) if strategy.checkpoint else passes.activation_bytes
     return LayerCost(
         forward_seconds=_seconds(spoken.forward, conditions)
         + _with_prefetch(passes.forward_seconds, spoken.forward_prefetched, conditions),
@@ -117,11 +118,13 @@ def price(layer: LayerSpec, strategy: LayerStrategy, *, micro_batch_size: int, c
         + _sharing_seconds(layer, strategy, conditions),
         state_bytes=_state_bytes(layer, strategy, conditions.precision),
         late_bytes=_late_bytes(layer, strategy, conditions.precision),
-        activation_bytes=min(arriving, passes.activation_bytes) if strategy.checkpoint else passes.activation_bytes,
+        activation_bytes=kept,
         transient_bytes=max(
             passes.transient_bytes
             + (max(passes.activation_bytes - arriving, 0) if strategy.checkpoint else 0)
             + _gradient_bytes(layer, strategy, conditions.precision),
+            # By then the pass has used up what it kept, but for the gradient of its input.
+            _scattering_bytes(layer, strategy, conditions) - max(0, kept - arriving),
             _arriving_copy_bytes(layer, strategy, conditions),
         ),
         gathered_bytes=_gathered_bytes(layer, strategy, conditions.precision),
@@ -225,12 +228,8 @@ def _state_bytes(layer: LayerSpec, strategy: LayerStrategy, precision: Precision
 
 
 def _late_bytes(layer: LayerSpec, strategy: LayerStrategy, precision: Precision) -> int:
-    """Bytes of gradients that torch makes in the backward pass; those of a bucket are there for the whole run.
-
-    Those that are sharded and computed with a copy come as late, but count as if they were there: such layers take more
-    than is priced (measured, docs/adr/0033).
-    """
-    if (strategy.num_shards > 1) is _computes_in_copy(precision):
+    """Bytes of gradients that torch makes in the backward pass; those of a bucket are there for the whole run."""
+    if strategy.num_shards == 1 and not _computes_in_copy(precision):
         return 0
     return held_elements(layer, strategy) * precision.parameter_bytes
 
@@ -249,13 +248,23 @@ def _gradient_bytes(layer: LayerSpec, strategy: LayerStrategy, precision: Precis
     """Bytes of what a layer's backward pass needs besides its activations and the gradients that it keeps.
 
     Replicated in the precision of storage: nothing, gradients are written into their bucket, which is reduced in place.
-    Replicated with a copy to compute in: gradients as computed, and input and output of one reduction (``replicate`` of
-    torch 2.13). Sharded: gathered parameters if they are not there already, gradients as computed, and the flat input
-    of one reduce-scatter, this layer's or still the next one's.
+    Otherwise: gathered parameters if they are not there already, gradients as computed, and the flat input of one
+    reduction, this layer's or still the next one's. ``replicate`` (torch 2.13) reduces into the gradient itself.
     """
-    if strategy.num_shards > 1:
-        gradients = gathered_elements(layer, strategy) * (precision.activation_bytes + precision.parameter_bytes)
-        return gradients + _gathered_bytes(layer, strategy, precision)
-    if _computes_in_copy(precision):
-        return held_elements(layer, strategy) * (precision.activation_bytes + 2 * precision.parameter_bytes)
-    return 0
+    if strategy.num_shards == 1 and not _computes_in_copy(precision):
+        return 0
+    gradients = gathered_elements(layer, strategy) * (precision.activation_bytes + precision.parameter_bytes)
+    return gradients + _gathered_bytes(layer, strategy, precision)
+
+
+def _scattering_bytes(layer: LayerSpec, strategy: LayerStrategy, conditions: Conditions) -> int:
+    """Bytes while a layer's sharded gradients are summed: the flat input, its sum, and the copy that gloo works on.
+
+    Gloo sums a copy of the input in place and takes the device's part of it (``_reduce_scatter_base`` of torch 2.13,
+    measured); NCCL needs none.
+    """
+    if strategy.num_shards == 1:
+        return 0
+    copies = 2 if conditions.device_kind is DeviceKind.CPU else 1
+    flat = gathered_elements(layer, strategy) * copies
+    return (flat + held_elements(layer, strategy)) * conditions.precision.parameter_bytes

@@ -18,6 +18,7 @@ from galvatron_runtime.checkpoint import TrainingState
 from galvatron_runtime.data import Batch
 from galvatron_runtime.measure.bench import Bench
 from galvatron_runtime.measure.links import Link, is_used, prepare
+from galvatron_runtime.measure.passes import build, feed
 from galvatron_runtime.memory import MemoryMeter, return_freed_memory
 from galvatron_runtime.optimizer import make_optimizer
 
@@ -29,7 +30,7 @@ def measure_reserve(links: tuple[Link, ...], request: ProfileRequest, meter: Mem
     uses more groups than the request lists, so this is an upper bound for all of them.
 
     Returns:
-        bytes on the fullest device.
+        bytes on the fullest device, with what the library holds while it sums the largest payload in place.
     """
     buffer = torch.zeros(bench.world_size, device=bench.device)
     for link in links:
@@ -37,9 +38,33 @@ def measure_reserve(links: tuple[Link, ...], request: ProfileRequest, meter: Mem
             if is_used(collective, link.group):
                 prepare(link, collective, payload_bytes=1, buffer=buffer, rank=bench.rank)()
     _take_step(tiny_plan(request), bench)
+    _compute(request, bench)
     bench.line_up()
+    summing = max((_summing_bytes(link, request, meter, bench=bench) for link in links), default=0)
     return_freed_memory()
     (fullest,) = bench.slowest([float(meter.current_bytes())])
+    return int(fullest) + summing
+
+
+def _compute(request: ProfileRequest, bench: Bench) -> None:
+    """Pass the fewest samples through every layer: matrix libraries keep what they make for its shapes."""
+    for layer in request.layers:
+        module = build(layer, tensor_degree=1, splits_tokens=False, precision=request.precision, device=bench.device)
+        size = request.micro_batch_sizes[0]
+        feed(module, micro_batch_size=size, precision=request.precision, device=bench.device).run()
+
+
+def _summing_bytes(link: Link, request: ProfileRequest, meter: MemoryMeter, *, bench: Bench) -> int:
+    """Measure what the library works in while it sums the largest payload: gloo receives into 2 MB; no NCCL here."""
+    buffer = torch.ones(max(request.payload_bytes) // torch.float32.itemsize, device=bench.device)
+    return_freed_memory()
+    meter.reset_peak()
+    prepare(link, Collective.ALL_REDUCE, payload_bytes=buffer.nbytes, buffer=buffer, rank=bench.rank)()
+    bench.line_up()
+    # What stays is read with everything else that does.
+    most = meter.peak_bytes()
+    return_freed_memory()
+    (fullest,) = bench.slowest([float(max(0, most - meter.current_bytes()))])
     return int(fullest)
 
 
