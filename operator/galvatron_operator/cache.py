@@ -7,7 +7,7 @@ read, or not at all, objects are applied, and whatever comes late makes the job 
 from collections.abc import Mapping
 
 from galvatron_operator import names
-from galvatron_operator.decide import OWNED_KINDS, Kind, ObjectRef, is_ours
+from galvatron_operator.decide import OWNED_KINDS, Kind, ObjectRef, is_ours, kind_of
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.reconcile import Cluster
 
@@ -133,7 +133,7 @@ class CachedCluster:
 
 
 def _key(manifest: Manifest) -> Key:
-    return Kind(manifest["kind"]), manifest["metadata"]["namespace"], manifest["metadata"]["name"]
+    return kind_of(manifest), manifest["metadata"]["namespace"], manifest["metadata"]["name"]
 
 
 def _belongs(manifest: Manifest) -> bool:

@@ -18,8 +18,10 @@ from kubernetes.dynamic import DynamicClient
 from kubernetes.dynamic.exceptions import DynamicApiError
 
 from galvatron_operator import names
-from galvatron_operator.decide import Kind, ObjectRef
+from galvatron_operator.api import GangProvider
+from galvatron_operator.decide import Kind, ObjectRef, kind_of
 from galvatron_operator.lease import NOBODY, Lease
+from galvatron_operator.manifests import gang
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.reconcile import ClusterError, Conflict, Forbidden, NotFound, Refused, Unreachable
 
@@ -37,6 +39,8 @@ _PATHS = {
     Kind.EVENT: ("/api/v1", "events"),
     Kind.JOB: ("/apis/batch/v1", "jobs"),
     Kind.STATEFUL_SET: ("/apis/apps/v1", "statefulsets"),
+    Kind.VOLCANO_POD_GROUP: (f"/apis/{gang.SCHEDULERS[GangProvider.VOLCANO].api_version}", "podgroups"),
+    Kind.COSCHEDULING_POD_GROUP: (f"/apis/{gang.SCHEDULERS[GangProvider.COSCHEDULING].api_version}", "podgroups"),
 }
 
 _PERMANENT = frozenset({400, 405, 413, 415, 422})
@@ -119,7 +123,7 @@ class KubernetesCluster:
         metadata = manifest["metadata"]
         return await self._request(
             "patch",
-            Kind(manifest["kind"]),
+            kind_of(manifest),
             metadata["namespace"],
             metadata["name"] + subresource,
             body=_yaml(manifest),

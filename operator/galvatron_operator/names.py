@@ -39,6 +39,12 @@ ANNOTATION_COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 LABEL_POD_INDEX = "apps.kubernetes.io/pod-index"
 """Set by Kubernetes on the pods of a StatefulSet."""
 
+KUEUE_GROUP = "kueue.x-k8s.io"
+LABEL_QUEUE = f"{KUEUE_GROUP}/queue-name"
+"""Set by users on a job: the LocalQueue of Kueue whose quota its pods take."""
+LABEL_QUEUE_PRIORITY = f"{KUEUE_GROUP}/priority-class"
+"""Set by users on a job: its WorkloadPriorityClass in that queue."""
+
 RENDEZVOUS_PORT = 29500
 """Where torchrun's agents meet, on the pod of node 0."""
 METRICS_PORT_NAME = "metrics"
@@ -119,6 +125,16 @@ def plan_config_map(job_name: str, plan_digest: str) -> str:
 def training_config_map(job_name: str, training_digest: str) -> str:
     """Name of the ConfigMap that holds document 4."""
     return f"{job_name}-training-{training_digest[:8]}"
+
+
+def profilers_group(job_name: str) -> str:
+    """Name of the PodGroup of the profilers; with a dot, so that it is no other job's name."""
+    return f"{job_name}.profilers"
+
+
+def trainers_group(job_name: str) -> str:
+    """Name of the PodGroup of the trainers."""
+    return job_name
 
 
 def stateful_set(job_name: str) -> str:

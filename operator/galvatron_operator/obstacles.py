@@ -5,13 +5,17 @@ the StatefulSet or Job that wanted it and nowhere else; a volume that cannot be 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
+from galvatron_operator import names
 from galvatron_operator.failures import Pod, parse_time
 from galvatron_operator.manifests.metadata import Manifest
 
+KUEUE_GATES = f"{names.KUEUE_GROUP}/"
+"""How the scheduling gates begin that Kueue takes off when there is quota."""
 MOST_PODS = 3
 """Pods whose events are read: one that cannot start speaks for all."""
 
@@ -72,6 +76,33 @@ def obstacle(pods: Iterable[Pod], events: Iterable[Manifest] = ()) -> Obstacle |
     return next(told, None) or next(_told_by_events(events), None)
 
 
+def quota_awaited(children: Sequence[Manifest]) -> Obstacle | None:
+    """Tell which queue a job waits in; None when none of its pods is held back, or some have got past that.
+
+    Args:
+        children: objects of one job.
+    """
+    pods = [child for child in children if child["kind"] == "Pod" and "deletionTimestamp" not in child["metadata"]]
+    if any(pod.get("spec", {}).get("nodeName") for pod in pods):
+        return None
+    held_back = (child for child in children if child["kind"] == "Job" and _is_held_back(child))
+    gated = (found for pod in pods if (found := _gate(pod)) is not None and found.reason == _WAITING_FOR_QUOTA)
+    return next(map(_queued, held_back), None) or next(gated, None)
+
+
+def placed_since(pod: Pod) -> datetime | None:
+    """Tell since when a pod has a node; None while it has none, or nobody says."""
+    condition = _scheduled(pod)
+    if condition is None or condition["status"] != "True" or "lastTransitionTime" not in condition:
+        return None
+    return parse_time(condition["lastTransitionTime"])
+
+
+def is_looked_at(pod: Pod) -> bool:
+    """Tell whether a scheduler has placed a pod, or said why it cannot."""
+    return bool(pod.get("spec", {}).get("nodeName")) or _scheduled(pod) is not None
+
+
 def unexplained(children: Sequence[Manifest]) -> tuple[Manifest, ...]:
     """Select the objects about which only events can tell: owners without all pods, pods that wait for no known reason.
 
@@ -84,11 +115,43 @@ def unexplained(children: Sequence[Manifest]) -> tuple[Manifest, ...]:
     return (*owners, *waiting[:MOST_PODS])
 
 
+_WAITING_FOR_QUOTA = "WaitingForQuota"
+
+
+def _gate(pod: Pod) -> Obstacle | None:
+    """Read what others have put on a pod so that no scheduler looks at it."""
+    gates = [gate["name"] for gate in pod.get("spec", {}).get("schedulingGates", ())]
+    if not gates:
+        return None
+    if any(gate.startswith(KUEUE_GATES) for gate in gates):
+        return _queued(pod)
+    return Obstacle(
+        "SchedulingGated", f"{pod['metadata']['name']}: waits until its scheduling gates go: {', '.join(gates)}"
+    )
+
+
+def _is_held_back(job: Manifest) -> bool:
+    """Tell whether a Job waits for quota: Kueue suspends what has a queue; nobody else suspends Jobs of ours."""
+    labels = job["metadata"].get("labels", {})
+    return (
+        names.LABEL_QUEUE in labels and bool(job["spec"].get("suspend")) and "deletionTimestamp" not in job["metadata"]
+    )
+
+
+def _queued(waiting: Manifest | Pod) -> Obstacle:
+    metadata = waiting["metadata"]
+    queue = metadata.get("labels", {}).get(names.LABEL_QUEUE, "of Kueue")
+    message = f"{metadata['name']}: waits for quota of queue {queue}; see its Workload (kubectl get workloads)"
+    return Obstacle(_WAITING_FOR_QUOTA, message)
+
+
 def _obstacle_of(pod: Pod) -> Obstacle | None:
+    if (gate := _gate(pod)) is not None:
+        return gate
     name, status = pod["metadata"]["name"], pod.get("status", {})
-    for condition in status.get("conditions", ()):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return _unscheduled(f"{name}: {condition.get('message') or condition.get('reason', '')}")
+    condition = _scheduled(pod)
+    if condition is not None and condition["status"] == "False":
+        return _unscheduled(f"{name}: {condition.get('message') or condition.get('reason', '')}")
     for container in status.get("containerStatuses", ()):
         waiting = container.get("state", {}).get("waiting") or {}
         message = f"{name}: {waiting.get('reason')}: {waiting.get('message', '')}"
@@ -97,6 +160,11 @@ def _obstacle_of(pod: Pod) -> Obstacle | None:
         if waiting.get("reason") in _CONTAINER_PROBLEMS:
             return Obstacle("ContainerError", message)
     return None
+
+
+def _scheduled(pod: Pod) -> Mapping[str, Any] | None:
+    conditions: Iterable[Mapping[str, Any]] = pod.get("status", {}).get("conditions", ())
+    return next((condition for condition in conditions if condition["type"] == "PodScheduled"), None)
 
 
 def _unscheduled(message: str) -> Obstacle:

@@ -14,7 +14,10 @@ from typing import Any, Protocol
 from galvatron_operator import names
 from galvatron_operator.api.status import rfc3339
 from galvatron_operator.decide import (
+    FORBIDDEN,
     OWNED_KINDS,
+    POD_GROUPS,
+    SCHEDULER_MISSING,
     Decision,
     Event,
     Kind,
@@ -26,10 +29,13 @@ from galvatron_operator.decide import (
     fixed_plan_to_look_up,
     hinder,
     is_ours,
+    kind_of,
+    pod_groups_to_look_up,
     profile_to_look_up,
     reference,
     reject,
 )
+from galvatron_operator.manifests.gang import installation_of
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.obstacles import unexplained
 from galvatron_operator.settings import Settings
@@ -49,6 +55,10 @@ class Unreachable(ClusterError):
 
 class Forbidden(ClusterError):
     """Temporary: a right is missing, or a quota is used up; both can be granted while a job waits."""
+
+
+class NotInstalled(ClusterError):
+    """Temporary: the cluster does not have a kind of another project that a job asks for; it can still be installed."""
 
 
 class Conflict(ClusterError):
@@ -160,7 +170,10 @@ async def reconcile(key: JobKey, ports: Ports, *, settings: Settings, now: datet
         await _write_status(ports.cluster, body, rejection)
         return rejection
     except Forbidden as error:
-        await _say_forbidden(key, ports.cluster, error, now=now)
+        await _say_hindered(key, ports.cluster, FORBIDDEN, error, now=now)
+        raise
+    except NotInstalled as error:
+        await _say_hindered(key, ports.cluster, SCHEDULER_MISSING, error, now=now)
         raise
     return decision
 
@@ -172,6 +185,9 @@ async def observe(key: JobKey, body: Manifest, ports: Ports, *, settings: Settin
         *(ports.cluster.list(kind, namespace=key.namespace, labels=labels) for kind in OWNED_KINDS)
     )
     children = tuple(child for found in lists for child in found)
+    groups = await asyncio.gather(*(ports.cluster.get(ref) for ref in pod_groups_to_look_up(body, children)))
+    # One of somebody else's is none of ours; that its name is taken is told when ours is made.
+    children += tuple(group for group in groups if group is not None and _has_label(group, labels))
     fixed = fixed_plan_to_look_up(body, children)
     fixed_plan = await ports.cluster.get(fixed) if fixed is not None else None
     cached = profile_to_look_up(body, children, settings=settings, fixed_plan=fixed_plan)
@@ -197,12 +213,12 @@ async def carry_out(
         await _write_status(ports.cluster, body, decision)
     existing = {(ref.kind, ref.name): ref for ref in map(reference, seen.children)}
     for manifest in decision.apply:
-        found = existing.get((Kind(manifest["kind"]), manifest["metadata"]["name"]))
+        found = existing.get((kind_of(manifest), manifest["metadata"]["name"]))
         if found is not None:
             await _change(manifest, found, ports.cluster)
         else:
             await _check_name_is_free(manifest, body, ports.cluster)
-            await ports.cluster.apply(manifest)
+            await _make(manifest, ports.cluster)
     for ref in decision.delete:
         await ports.cluster.delete(ref)
     for ref in decision.force_delete:
@@ -280,11 +296,35 @@ async def _change(manifest: Manifest, found: ObjectRef, cluster: Cluster) -> Non
         raise Conflict(f"{found.kind} {found.namespace}/{found.name} is made anew: {error}", remedy=remedy) from error
 
 
-async def _say_forbidden(key: JobKey, cluster: Cluster, error: Forbidden, *, now: datetime) -> None:
+async def _make(manifest: Manifest, cluster: Cluster) -> None:
+    """Make an object.
+
+    Raises:
+        NotInstalled: when the cluster does not know its kind.
+    """
+    try:
+        await cluster.apply(manifest)
+    except NotFound as error:
+        kind = kind_of(manifest)
+        if kind not in POD_GROUPS:
+            raise
+        installation = installation_of(manifest)
+        raise NotInstalled(
+            f"this cluster has no {manifest['kind']} of {manifest['apiVersion']}, which spec.scheduling.gang.provider"
+            " asks for",
+            remedy=f"install {installation}; or create the job with another provider",
+        ) from error
+
+
+def _has_label(manifest: Manifest, labels: Mapping[str, str]) -> bool:
+    return labels.items() <= (manifest["metadata"].get("labels") or {}).items()
+
+
+async def _say_hindered(key: JobKey, cluster: Cluster, reason: str, error: ClusterError, *, now: datetime) -> None:
     """Put into the status what keeps an object from being written, on top of the status that this round has written."""
     body = await cluster.get(ObjectRef(Kind.GALVATRON_JOB, key.namespace, key.name))
     if body is not None:
-        await _write_status(cluster, body, hinder(body, error, now=now))
+        await _write_status(cluster, body, hinder(body, reason, error, now=now))
 
 
 async def _events(key: JobKey, children: tuple[Manifest, ...], cluster: Cluster) -> tuple[Manifest, ...]:
@@ -306,7 +346,7 @@ async def _check_name_is_free(manifest: Manifest, body: Manifest, cluster: Clust
         Conflict: when it belongs to a former job of this name, and is about to go.
     """
     metadata = manifest["metadata"]
-    kind = Kind(manifest["kind"])
+    kind = kind_of(manifest)
     existing = await cluster.get(ObjectRef(kind, metadata["namespace"], metadata["name"]))
     if existing is None:
         return

@@ -249,6 +249,16 @@ WRONG: dict[str, tuple[str, Changes]] = {
         "spec.scheduling.priorityClassName",
         {"spec.scheduling": {"priorityClassName": 1000}},
     ),
+    "a gang of nobody": ("spec.scheduling.gang", {"spec.scheduling": {"gang": {"provider": "YuniKorn"}}}),
+    "a gang without a provider": ("spec.scheduling.gang", {"spec.scheduling": {"gang": {}}}),
+    "a time that Volcano does not know": (
+        "spec.scheduling.gang.timeoutSeconds",
+        {"spec.scheduling": {"gang": {"provider": "Volcano", "timeoutSeconds": 60}}},
+    ),
+    "a queue that Coscheduling does not know": (
+        "spec.scheduling.gang.queue",
+        {"spec.scheduling": {"gang": {"provider": "Coscheduling", "queue": "gpus"}}},
+    ),
     "a status that is never written": (
         "spec.observability.statusPeriodSeconds",
         {"spec.observability": {"statusPeriodSeconds": 0}},

@@ -21,7 +21,7 @@ from fakes.operation import body
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, JobStatus
 from galvatron_operator.cache import CachedCluster
-from galvatron_operator.decide import Event, Kind, ObjectRef, reference
+from galvatron_operator.decide import Event, Kind, ObjectRef, kind_of, reference
 from galvatron_operator.election import Leases
 from galvatron_operator.kube import KubernetesCluster, KubernetesLease
 from galvatron_operator.lease import NOBODY, Lease
@@ -49,7 +49,7 @@ class Site:
 
     def get(self, manifest: Manifest) -> Manifest | None:
         metadata = manifest["metadata"]
-        return asyncio.run(self.cluster.get(ObjectRef(Kind(manifest["kind"]), self.namespace, metadata["name"])))
+        return asyncio.run(self.cluster.get(ObjectRef(kind_of(manifest), self.namespace, metadata["name"])))
 
     def config_map(self, name: str = "document", **fields: Any) -> Manifest:
         metadata = {"name": name, "namespace": self.namespace, "labels": {"of": "test"}}

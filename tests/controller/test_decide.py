@@ -10,6 +10,7 @@ from fakes.operation import KEY, SETTINGS, body
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, JobStatus, parse
 from galvatron_operator.decide import (
+    FORBIDDEN,
     Decision,
     Kind,
     Observed,
@@ -344,10 +345,10 @@ def test_what_is_forbidden_is_told_by_the_condition_that_waits_for_it() -> None:
     error = Forbidden("no right", remedy="grant it")
     status = look(job(), children=(kept_plan(job()),)).status
     assert status is not None
-    assert reasons(hinder(job(status), error, now=NOW))[ConditionType.PODS_READY] == "Forbidden"
+    assert reasons(hinder(job(status), FORBIDDEN, error, now=NOW))[ConditionType.PODS_READY] == "Forbidden"
     ready = status.with_condition(ConditionType.PODS_READY, TRUE, "AllPodsReady", generation=1, now=NOW)
-    assert hinder(job(ready), error, now=NOW) == Decision()
-    assert hinder(job(), error, now=NOW) == Decision()
+    assert hinder(job(ready), FORBIDDEN, error, now=NOW) == Decision()
+    assert hinder(job(), FORBIDDEN, error, now=NOW) == Decision()
 
 
 def test_a_job_that_is_being_deleted_is_left_to_the_garbage_collector() -> None:

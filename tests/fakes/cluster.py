@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
-from galvatron_operator.decide import Kind, ObjectRef
+from galvatron_operator.decide import POD_GROUPS, Kind, ObjectRef, kind_of
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.reconcile import Conflict, NotFound, Refused
 
@@ -24,9 +24,13 @@ _IMMUTABLE: dict[Kind, tuple[tuple[str, ...], ...]] = {
 
 
 class FakeCluster:
-    """The port ``Cluster`` in memory; ``objects`` is open to tests that play users and controllers."""
+    """The port ``Cluster`` in memory; ``objects`` is open to tests that play users and controllers.
+
+    ``installed`` are the kinds of other projects that it has; like a new cluster, none at first.
+    """
 
     def __init__(self) -> None:
+        self.installed: set[Kind] = set()
         self.objects: dict[Key, Manifest] = {}
         self._applied: dict[tuple[Key, str], Manifest] = {}
         self._version = 0
@@ -49,6 +53,8 @@ class FakeCluster:
 
     async def apply(self, manifest: Manifest) -> Manifest:
         key = _key(manifest)
+        if key[0] in POD_GROUPS and key[0] not in self.installed:
+            raise NotFound(f"{key[0]} is not served", remedy="install it")
         existing = self.objects.get(key)
         _check_uid(key, existing, manifest)
         merged = self._merge(key, "", existing or {}, manifest)
@@ -138,7 +144,7 @@ def _check_immutable(key: Key, before: Manifest, after: Manifest) -> None:
 
 
 def _key(manifest: Manifest) -> Key:
-    return Kind(manifest["kind"]), manifest["metadata"]["namespace"], manifest["metadata"]["name"]
+    return kind_of(manifest), manifest["metadata"]["namespace"], manifest["metadata"]["name"]
 
 
 def _applied(existing: Any, before: Any, wanted: Any) -> Any:

@@ -13,7 +13,7 @@ from pydantic.alias_generators import to_camel
 from galvatron_operator.api import overlay
 from galvatron_operator.api.models import IMAGE_FAMILIES, model_of
 from galvatron_operator.api.overlay import RESERVED_ENVIRONMENT
-from galvatron_operator.api.spec import Dataset, DatasetSource, ModelFields, ProfilingPolicy, Spec
+from galvatron_operator.api.spec import Dataset, DatasetSource, GangProvider, ModelFields, ProfilingPolicy, Spec
 from galvatron_operator.names import MAX_JOB_NAME
 from galvatron_planner import catalogue
 from galvatron_planner.cluster import DeviceKind
@@ -350,6 +350,19 @@ def _failure_rules(spec: Spec) -> Iterator[Finding]:
             yield Finding(field, f"has a rule {rule.name} that names something twice", "name it once")
 
 
+def _gang(spec: Spec) -> Iterator[Finding]:
+    gang = spec.scheduling.gang
+    if gang is None:
+        return
+    for field, value, provider in (
+        ("timeoutSeconds", gang.timeout_seconds, GangProvider.COSCHEDULING),
+        ("queue", gang.queue, GangProvider.VOLCANO),
+    ):
+        if value is not None and gang.provider is not provider:
+            problem = f"is given to provider {gang.provider}, which has no such setting"
+            yield Finding(f"spec.scheduling.gang.{field}", problem, f"leave it out, or set provider: {provider}")
+
+
 RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     _model,
     _budget,
@@ -360,5 +373,6 @@ RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     _profiling,
     _environment,
     _template,
+    _gang,
     _failure_rules,
 )

@@ -57,6 +57,7 @@ class Metadata(SpecValue):
     generation: int = 1
     creation_timestamp: AwareDatetime | None = None
     annotations: dict[str, str] | None = None
+    labels: dict[str, str] | None = None
 
 
 class GalvatronJob(SpecValue):
@@ -101,6 +102,18 @@ class GalvatronJob(SpecValue):
         """What the user has written last to have the job measured again, cut to what ``status`` holds."""
         value = (self.metadata.annotations or {}).get(names.ANNOTATION_REPROFILE)
         return None if value is None else value[:MAX_REPROFILE]
+
+    @property
+    def queue(self) -> str | None:
+        """The queue of Kueue that the job waits in, if any."""
+        return (self.metadata.labels or {}).get(names.LABEL_QUEUE) or None
+
+    @property
+    def queue_labels(self) -> dict[str, str]:
+        """What Kueue has to find on every object that makes pods."""
+        labels = self.metadata.labels or {}
+        known = (names.LABEL_QUEUE, names.LABEL_QUEUE_PRIORITY)
+        return {key: labels[key] for key in known if labels.get(key)} if self.queue else {}
 
     @property
     def model(self) -> Model:

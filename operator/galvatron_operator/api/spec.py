@@ -310,10 +310,28 @@ class Runtime(SpecValue):
     template: PodOverlay | None = None
 
 
+class GangProvider(StrEnum):
+    """Whose scheduler places all pods of a job or none."""
+
+    NONE = "None"
+    VOLCANO = "Volcano"
+    COSCHEDULING = "Coscheduling"
+    """The plugin of that name in kubernetes-sigs/scheduler-plugins."""
+
+
+class GangScheduling(SpecValue):
+    """``spec.scheduling.gang``; each of the other two fields belongs to one provider."""
+
+    provider: GangProvider
+    timeout_seconds: Seconds | None = None
+    queue: ObjectName | None = None
+
+
 class Scheduling(SpecValue):
     """``spec.scheduling``; without a cluster it is ignored."""
 
     priority_class_name: ObjectName | None = None
+    gang: GangScheduling | None = None
 
 
 class Resume(StrEnum):

@@ -23,6 +23,7 @@ from galvatron_operator.decide.announcing import announce, phase_of
 from galvatron_operator.decide.finishing import after_the_end, check_deadline, check_start, refuse, suspend
 from galvatron_operator.decide.observed import (
     OWNED_KINDS,
+    POD_GROUPS,
     Decision,
     Event,
     Kind,
@@ -31,6 +32,7 @@ from galvatron_operator.decide.observed import (
     SearchOrder,
     SearchOutcome,
     SearchProblem,
+    kind_of,
     reference,
 )
 from galvatron_operator.decide.profiling import (
@@ -42,16 +44,21 @@ from galvatron_operator.decide.profiling import (
     say_reprofile_waits,
     without_profilers,
 )
+from galvatron_operator.decide.queueing import pod_groups_of
 from galvatron_operator.decide.searching import await_fixed_plan, brought_plan, existing_plan, say_plan_ready, search
 from galvatron_operator.decide.situation import FALSE, TRUE, Situation, complete, references
 from galvatron_operator.decide.training import has_finished_training, train
 from galvatron_operator.manifests.metadata import Manifest
+from galvatron_operator.obstacles import quota_awaited
 from galvatron_operator.settings import Settings
 from galvatron_planner.errors import GalvatronError, InvalidDocument, InvalidInput
 from galvatron_planner.plan import Plan
 
 __all__ = [
+    "FORBIDDEN",
     "OWNED_KINDS",
+    "POD_GROUPS",
+    "SCHEDULER_MISSING",
     "Decision",
     "Event",
     "Kind",
@@ -64,6 +71,8 @@ __all__ = [
     "fixed_plan_to_look_up",
     "hinder",
     "is_ours",
+    "kind_of",
+    "pod_groups_to_look_up",
     "profile_to_look_up",
     "reference",
     "reject",
@@ -122,15 +131,22 @@ def reject(body: Mapping[str, Any], seen: Observed, error: GalvatronError, *, no
     return _finished(refuse(body, seen, error, now=now, before=before), before)
 
 
-def hinder(body: Mapping[str, Any], error: GalvatronError, *, now: datetime) -> Decision:
-    """Say that an object must not be written (yet), in the condition that waits for it, if any does."""
+def hinder(body: Mapping[str, Any], reason: str, error: GalvatronError, *, now: datetime) -> Decision:
+    """Say that an object cannot be written (yet), in the condition that waits for it, if any does.
+
+    Args:
+        body: the GalvatronJob as the API has it.
+        reason: one of ``HINDRANCES``.
+        error: what the cluster says.
+        now: the time.
+    """
     before = parse_status(body)
     waiting = () if before is None else (one for one in _WAITING if not before.is_true(one))
     type_ = next(iter(waiting), None)
     if before is None or type_ is None:
         return Decision()
     generation = int(body["metadata"].get("generation", 1))
-    status = before.with_condition(type_, FALSE, _FORBIDDEN, str(error), generation=generation, now=now)
+    status = before.with_condition(type_, FALSE, reason, str(error), generation=generation, now=now)
     return _finished(Decision(status=status), before)
 
 
@@ -161,6 +177,15 @@ def profile_to_look_up(
         return None
     name = names.profile_config_map(request_of(job, settings, brought).digest())
     return ObjectRef(Kind.CONFIG_MAP, job.namespace, name)
+
+
+def pod_groups_to_look_up(body: Mapping[str, Any], children: tuple[Manifest, ...]) -> tuple[ObjectRef, ...]:
+    """Name the PodGroups that the job's next decision rests on; mostly none."""
+    try:
+        return pod_groups_of(parse(body), parse_status(body), children)
+    except InvalidInput:
+        # ``decide`` says so.
+        return ()
 
 
 def fixed_plan_to_look_up(body: Mapping[str, Any], children: tuple[Manifest, ...]) -> ObjectRef | None:
@@ -202,7 +227,9 @@ def _decide(situation: Situation) -> Decision:
     plan = existing_plan(situation.status, situation.seen.children)
     if situation.job.spec.suspend and not (plan is not None and has_finished_training(situation, plan)):
         return suspend(situation)
-    started = situation.with_status(start_time=situation.status.start_time or situation.now)
+    # As with batch/v1 Jobs, deadlines count from the moment at which a queue lets a job in.
+    waits = quota_awaited(situation.seen.children) is not None
+    started = situation.with_status(start_time=None if waits else situation.status.start_time or situation.now)
     return check_start(situation, _advance(started, plan))
 
 
@@ -239,7 +266,10 @@ def _plan(situation: Situation) -> Decision:
 
 _WAITING = (ConditionType.PROFILE_READY, ConditionType.PLAN_READY, ConditionType.PODS_READY)
 """Conditions that wait for objects, in their order."""
-_FORBIDDEN = "Forbidden"
+FORBIDDEN = "Forbidden"
+SCHEDULER_MISSING = "GangSchedulerMissing"
+HINDRANCES = frozenset({FORBIDDEN, SCHEDULER_MISSING})
+"""Reasons for which an object is not written until somebody else has done something."""
 
 
 def _still_hindered(decision: Decision, seen: Observed, before: JobStatus | None) -> Decision:
@@ -250,7 +280,7 @@ def _still_hindered(decision: Decision, seen: Observed, before: JobStatus | None
         return decision
     status = decision.status
     for former in before.conditions:
-        if former.reason == _FORBIDDEN and not status.is_true(former.type):
+        if former.reason in HINDRANCES and not status.is_true(former.type):
             status = status.with_condition(
                 former.type,
                 former.status,

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from galvatron_operator.api import ConditionType, Execution, JobStatus
-from galvatron_operator.decide.observed import Decision, Kind, Observed
+from galvatron_operator.decide.observed import POD_GROUPS, Decision, Kind, Observed
 from galvatron_operator.decide.situation import (
     FALSE,
     TRUE,
@@ -18,8 +18,10 @@ from galvatron_operator.decide.situation import (
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_planner.errors import GalvatronError
 
-_RELEASED_KINDS = (Kind.STATEFUL_SET, Kind.JOB, Kind.SERVICE)
-"""What holds pods, or serves them. ConfigMaps stay: they are the record of what was planned."""
+_RELEASED_KINDS = (*POD_GROUPS, Kind.STATEFUL_SET, Kind.JOB, Kind.SERVICE)
+"""What holds pods, or serves them. ConfigMaps stay: they are the record of what was planned.
+
+PodGroups are looked up as long as something holds pods, so they go first."""
 
 
 def held(seen: Observed) -> tuple[Manifest, ...]:
@@ -72,7 +74,7 @@ def check_start(situation: Situation, decision: Decision) -> Decision:
     seconds, status = situation.job.spec.lifecycle.start_deadline_seconds, decision.status
     if seconds is None or status is None or status.is_finished or status.furthest_step > 0:
         return decision
-    if situation.job.spec.execution is Execution.PLAN:
+    if situation.job.spec.execution is Execution.PLAN or status.start_time is None:
         return decision
     if situation.seconds_until(status.start_time, plus_seconds=seconds) > 0:
         return decision

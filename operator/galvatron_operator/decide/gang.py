@@ -10,7 +10,7 @@ from galvatron_operator.decide.observed import Observed
 from galvatron_operator.decide.situation import attempt_of
 from galvatron_operator.failures import Failure, cause, failure_of, parse_time
 from galvatron_operator.manifests.metadata import Manifest
-from galvatron_operator.obstacles import obstacle
+from galvatron_operator.obstacles import obstacle, placed_since
 from galvatron_planner.plan import Plan
 from galvatron_planner.units import format_quantity
 from galvatron_planner.worker import Progress, WorkerState, WorkerStatus
@@ -143,11 +143,15 @@ def _lost_member(gang: Gang, status: JobStatus, now: datetime) -> Failure | None
 def _stalled(gang: Gang, status: JobStatus, deadline_seconds: int, now: datetime) -> Failure | None:
     progress = status.progress
     started = [time for pod in gang.pods if (time := _started(pod)) is not None]
+    placed = [time for pod in gang.pods if (time := placed_since(pod)) is not None]
     if not gang.runs_whole and status.furthest_step == 0:
         # A first start may take long, and ``startDeadlineSeconds`` bounds it.
         return None
+    if gang.pods and not any(pod.get("spec", {}).get("nodeName") for pod in gang.pods):
+        # In a queue, or not placed by a scheduler of gangs: nothing is held that others wait for.
+        return None
     moved = progress.last_update_time if progress is not None else None
-    since = max(moment for moment in (*started, moved, status.restarts.not_before) if moment is not None)
+    since = max(moment for moment in (*started, *placed, moved, status.restarts.not_before) if moment is not None)
     # The ranks themselves give up at the deadline, and can say where they stand.
     if now - since <= timedelta(seconds=deadline_seconds + OWN_WORDS_SECONDS):
         return None

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from galvatron_operator import names
 from galvatron_operator.api import JobStatus
+from galvatron_operator.manifests import gang
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_planner.documents import Digest
 from galvatron_planner.plan import Plan
@@ -27,8 +28,18 @@ class Kind(StrEnum):
     STATEFUL_SET = "StatefulSet"
     POD = "Pod"
     EVENT = "Event"
+    VOLCANO_POD_GROUP = f"{gang.POD_GROUP}.{gang.VOLCANO_GROUP}"
+    COSCHEDULING_POD_GROUP = f"{gang.POD_GROUP}.{gang.COSCHEDULING_GROUP}"
 
 
+def kind_of(manifest: Manifest) -> Kind:
+    """Tell an object's kind; two projects call theirs PodGroup, so the group is part of it there."""
+    kind = manifest["kind"]
+    return Kind(f"{kind}.{manifest['apiVersion'].partition('/')[0]}" if kind == gang.POD_GROUP else kind)
+
+
+POD_GROUPS = (Kind.VOLCANO_POD_GROUP, Kind.COSCHEDULING_POD_GROUP)
+"""Kinds that many clusters do not have: neither listed nor watched, but looked up where a job asks for one."""
 OWNED_KINDS = (Kind.CONFIG_MAP, Kind.SERVICE, Kind.JOB, Kind.STATEFUL_SET, Kind.POD)
 """Kinds that are listed to observe a job; each object carries the label with the job's uid."""
 
@@ -46,7 +57,7 @@ class ObjectRef:
 def reference(manifest: Manifest) -> ObjectRef:
     """Point at an object, by uid where it has one."""
     metadata = manifest["metadata"]
-    return ObjectRef(Kind(manifest["kind"]), metadata["namespace"], metadata["name"], metadata.get("uid"))
+    return ObjectRef(kind_of(manifest), metadata["namespace"], metadata["name"], metadata.get("uid"))
 
 
 class SearchProblem(StrEnum):
@@ -108,7 +119,7 @@ class Observed:
     """Everything that exists for a job.
 
     Attributes:
-        children: objects with the job's uid, of ``OWNED_KINDS``.
+        children: objects with the job's uid, of ``OWNED_KINDS`` and of ``POD_GROUPS``.
         cached_profile: ConfigMap with the profile for the job's request, whoever measured it.
         reports: what supervisors answer, by name of their pod; silent pods are absent.
         result: what the profiler of node 0 hands out, absent while it measures.
@@ -127,7 +138,7 @@ class Observed:
 
     def of_kind(self, kind: Kind) -> tuple[Manifest, ...]:
         """Select children of one kind."""
-        return tuple(child for child in self.children if child["kind"] == kind)
+        return tuple(child for child in self.children if kind_of(child) is kind)
 
     def pods(self, component: str) -> tuple[Manifest, ...]:
         """Select pods of one component (a value of ``names.COMPONENT_...``)."""

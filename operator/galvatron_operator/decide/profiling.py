@@ -24,7 +24,8 @@ from galvatron_operator.api import (
 from galvatron_operator.api.overlay import PodOverlay
 from galvatron_operator.api.status import count_one_more, rfc3339
 from galvatron_operator.decide.lost import lost_pods, lost_text, to_force
-from galvatron_operator.decide.observed import Decision, Kind, Observed
+from galvatron_operator.decide.observed import POD_GROUPS, Decision, Kind, Observed
+from galvatron_operator.decide.queueing import hindrance
 from galvatron_operator.decide.restarting import back_off, seconds_to_wait
 from galvatron_operator.decide.situation import (
     AT_ONCE_SECONDS,
@@ -42,7 +43,7 @@ from galvatron_operator.decide.situation import (
 from galvatron_operator.failures import REACTIONS, Action, Failure, cause, failure_of, parse_time
 from galvatron_operator.manifests import profiling
 from galvatron_operator.manifests.metadata import Manifest
-from galvatron_operator.obstacles import obstacle
+from galvatron_operator.obstacles import quota_awaited
 from galvatron_operator.settings import Settings
 from galvatron_planner import catalogue
 from galvatron_planner.analytic import analytic_profile
@@ -155,12 +156,14 @@ def without_profilers(decision: Decision, seen: Observed) -> Decision:
 
     Parked profilers hold the devices that trainers wait for.
     """
-    services = (
-        service
-        for service in seen.of_kind(Kind.SERVICE)
-        if service["metadata"].get("labels", {}).get(names.LABEL_COMPONENT) == names.COMPONENT_PROFILER
+    around = (
+        child
+        # A PodGroup is looked up as long as there is a Job, which therefore goes last.
+        for kind in (*POD_GROUPS, Kind.SERVICE)
+        for child in seen.of_kind(kind)
+        if child["metadata"].get("labels", {}).get(names.LABEL_COMPONENT) == names.COMPONENT_PROFILER
     )
-    return replace(decision, delete=(*decision.delete, *references((*seen.of_kind(Kind.JOB), *services))))
+    return replace(decision, delete=(*decision.delete, *references((*around, *seen.of_kind(Kind.JOB)))))
 
 
 def measure(situation: Situation, request: ProfileRequest) -> Decision:
@@ -186,6 +189,7 @@ def measure(situation: Situation, request: ProfileRequest) -> Decision:
     wanted = (
         profiling.request_config_map(situation.job, request),
         profiling.service(situation.job, request),
+        *profiling.pod_groups(situation.job, request),
         profiling.indexed_job(situation.job, request, attempt=attempt, image=situation.image),
     )
     # A Job never changes: what exists is left alone, also when a later version would write it otherwise.
@@ -377,5 +381,8 @@ def _doing(report: WorkerStatus) -> str:
 
 
 def _obstacle_text(situation: Situation) -> str:
-    found = obstacle(situation.seen.pods(names.COMPONENT_PROFILER), situation.seen.events)
+    pods = situation.seen.pods(names.COMPONENT_PROFILER)
+    found = quota_awaited(situation.seen.of_kind(Kind.JOB)) or hindrance(
+        situation, pods, group=names.profilers_group(situation.job.name)
+    )
     return f" ({found.reason}: {found.message})" if found is not None else ""

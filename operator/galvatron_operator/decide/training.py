@@ -5,6 +5,7 @@ from galvatron_operator.api import ConditionType, Nodes, training_spec
 from galvatron_operator.decide.gang import Gang, gang_failure, gang_of, progress_status, stale_pods
 from galvatron_operator.decide.lost import lost_pods, lost_text, to_force
 from galvatron_operator.decide.observed import Decision, Kind
+from galvatron_operator.decide.queueing import hindrance, is_placed, kept_template, lacks_stateful_set
 from galvatron_operator.decide.restarting import beginning, react, seconds_to_wait
 from galvatron_operator.decide.situation import (
     FALSE,
@@ -19,7 +20,6 @@ from galvatron_operator.decide.situation import (
 from galvatron_operator.decide.staying import staying_pods
 from galvatron_operator.manifests import training
 from galvatron_operator.manifests.metadata import Manifest
-from galvatron_operator.obstacles import obstacle
 from galvatron_planner.plan import Plan
 from galvatron_planner.worker import WorkerState
 
@@ -41,13 +41,19 @@ def train(situation: Situation, plan: Plan) -> Decision:
         return react(_say_nodes(told, gang), plan, failure)
     lost = lost_pods(told, names.COMPONENT_TRAINER)
     wanted = _wanted(told, plan)
-    trainers = next(m for m in (*wanted, *told.seen.of_kind(Kind.STATEFUL_SET)) if m["kind"] == Kind.STATEFUL_SET)
+    sets = told.seen.of_kind(Kind.STATEFUL_SET)
+    trainers = next(m for m in (*wanted, *sets) if m["kind"] == Kind.STATEFUL_SET)
     staying = () if seconds_to_wait(told) else staying_pods(told.seen, trainers, attempt=attempt)
+    num_kept = len(gang.pods) + len(staying)
+    if lacks_stateful_set(told, num_kept=num_kept, num_nodes=gang.num_nodes):
+        wanted, staying = tuple(m for m in wanted if m["kind"] != Kind.STATEFUL_SET), ()
+    else:
+        sets = ()
     stale = stale_pods(told.seen, attempt=attempt)
     return _say_gang(told, gang, lost).decide(
         # The StatefulSet first: what it makes in place of a deleted pod belongs to this attempt.
         apply=(*missing(told.seen, *wanted), *(training.attempt_of_pod(pod, attempt) for pod in staying)),
-        delete=references(tuple(pod for pod in stale if pod not in staying)),
+        delete=references((*sets, *(pod for pod in stale if pod not in staying))),
         force_delete=to_force(told, lost),
         after_seconds=_look_again_seconds(told, gang),
     )
@@ -109,8 +115,9 @@ def _wanted(situation: Situation, plan: Plan) -> tuple[Manifest, ...]:
         # During a back-off others can use the devices.
         replicas=0 if seconds_to_wait(situation) else plan.cluster.num_nodes,
     )
-    around = (training.training_config_map(job, document), training.service(job))
-    return around if _is_under_way(situation, trainers) else (*around, trainers)
+    groups = () if is_placed(situation.status) else training.pod_groups(job, plan)
+    around = (training.training_config_map(job, document), training.service(job), *groups)
+    return around if _is_under_way(situation, trainers) else (*around, kept_template(situation, trainers))
 
 
 def _is_under_way(situation: Situation, wanted: Manifest) -> bool:
@@ -150,7 +157,7 @@ def _say_gang(situation: Situation, gang: Gang, lost: tuple[Manifest, ...]) -> S
         return said.say(ConditionType.PODS_READY, FALSE, "BackOff", beginning(situation.status.attempt, moment))
     if lost:
         return said.say(ConditionType.PODS_READY, FALSE, "NodeLost", lost_text(lost))
-    found = obstacle(gang.pods, situation.seen.events)
+    found = hindrance(situation, gang.pods, group=names.trainers_group(situation.job.name))
     if found is not None:
         return said.say(ConditionType.PODS_READY, FALSE, found.reason, found.message)
     return said.say(ConditionType.PODS_READY, FALSE, "Starting", f"{gang.num_ready} of {gang.num_nodes} pods are ready")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from galvatron_operator import names
 from galvatron_operator.api import GalvatronJob
 from galvatron_operator.api.values import SpecValue
+from galvatron_operator.manifests import gang
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.manifests.overlay import overlaid
 from galvatron_operator.torchrun import Launch, environment, supervisor_command
@@ -47,6 +48,7 @@ class NodePod:
         image: of the runtime.
         launch: what the pod runs.
         node_rank_field: path of the downward-API field that holds the pod's ordinal.
+        group: name of the PodGroup that it belongs to, where the job is scheduled as a gang.
         mounts: volumes beside those that every pod has.
         grace_period_seconds: from SIGTERM to SIGKILL.
         labels: in addition to the job's.
@@ -57,6 +59,7 @@ class NodePod:
     image: str
     launch: Launch
     node_rank_field: str
+    group: str
     mounts: tuple[Mount, ...]
     grace_period_seconds: int
     labels: Manifest = field(default_factory=dict)
@@ -81,10 +84,13 @@ def pod_template(job: GalvatronJob, pod: NodePod) -> Manifest:
         spec["nodeSelector"] = dict(runtime.node_selector)
     if job.spec.scheduling.priority_class_name is not None:
         spec["priorityClassName"] = job.spec.scheduling.priority_class_name
+    if (scheduler := gang.scheduler_name(job)) is not None:
+        spec["schedulerName"] = scheduler
     if runtime.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": secret.name} for secret in runtime.image_pull_secrets]
-    labels = names.job_labels(job.name, uid=job.metadata.uid, component=pod.component) | pod.labels
-    template = {"metadata": {"labels": labels, "annotations": dict(pod.annotations)}, "spec": spec}
+    marked, noted = gang.marks(job, pod.group)
+    labels = names.job_labels(job.name, uid=job.metadata.uid, component=pod.component) | pod.labels | marked
+    template = {"metadata": {"labels": labels, "annotations": pod.annotations | noted}, "spec": spec}
     return overlaid(template, runtime.template)
 
 

@@ -5,6 +5,7 @@ from datetime import datetime
 from galvatron_operator import names
 from galvatron_operator.api import GalvatronJob
 from galvatron_operator.api.status import rfc3339
+from galvatron_operator.manifests import gang
 from galvatron_operator.manifests.metadata import Manifest, document_config_map, headless_service, metadata
 from galvatron_operator.manifests.pods import NODE_RANK, NodePod, documents_mount, pod_template
 from galvatron_operator.torchrun import LOOPBACK, MEASURE_MODULE, Launch, WhenFinished, measuring_arguments
@@ -26,6 +27,11 @@ def service(job: GalvatronJob, request: ProfileRequest) -> Manifest:
     return headless_service(job, names.profiling_job(job.name, request.digest()), names.COMPONENT_PROFILER)
 
 
+def pod_groups(job: GalvatronJob, request: ProfileRequest) -> tuple[Manifest, ...]:
+    """The PodGroup of the profilers, where the job is scheduled as a gang."""
+    return gang.pod_groups(job, names.profilers_group(job.name), names.COMPONENT_PROFILER, num_pods=request.num_nodes)
+
+
 def indexed_job(job: GalvatronJob, request: ProfileRequest, *, attempt: int, image: str) -> Manifest:
     """The pods that measure, one a node, on as many nodes as will train.
 
@@ -40,6 +46,7 @@ def indexed_job(job: GalvatronJob, request: ProfileRequest, *, attempt: int, ima
         image=image,
         launch=profiling_launch(job, request),
         node_rank_field=f"metadata.annotations['{names.ANNOTATION_COMPLETION_INDEX}']",
+        group=names.profilers_group(job.name),
         mounts=(documents_mount((names.request_config_map(job.name, request.digest()), names.REQUEST_KEY)),),
         grace_period_seconds=GRACE_PERIOD_SECONDS,
     )
@@ -48,7 +55,13 @@ def indexed_job(job: GalvatronJob, request: ProfileRequest, *, attempt: int, ima
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": metadata(job, name, names.COMPONENT_PROFILER, annotations={names.ANNOTATION_ATTEMPT: str(attempt)}),
+        "metadata": metadata(
+            job,
+            name,
+            names.COMPONENT_PROFILER,
+            labels=job.queue_labels,
+            annotations={names.ANNOTATION_ATTEMPT: str(attempt)},
+        ),
         "spec": {
             "completions": request.num_nodes,
             "parallelism": request.num_nodes,

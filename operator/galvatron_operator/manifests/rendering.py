@@ -16,6 +16,7 @@ def render_job(job: GalvatronJob, request: ProfileRequest, *, image: str, plan: 
         else [
             profiling.request_config_map(job, request),
             profiling.service(job, request),
+            *profiling.pod_groups(job, request),
             profiling.indexed_job(job, request, attempt=0, image=image),
         ]
     )
@@ -32,5 +33,6 @@ def render_job(job: GalvatronJob, request: ProfileRequest, *, image: str, plan: 
         training.plan_config_map(job, plan, report="{}\n"),
         training.training_config_map(job, specification),
         training.service(job),
+        *training.pod_groups(job, plan),
         training.stateful_set(job, plan, specification, attempt=1, image=image, replicas=plan.cluster.num_nodes),
     ]

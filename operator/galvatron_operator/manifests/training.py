@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 from galvatron_operator import names
 from galvatron_operator.api import GalvatronJob
+from galvatron_operator.manifests import gang
 from galvatron_operator.manifests.metadata import Manifest, document_config_map, headless_service, metadata
 from galvatron_operator.manifests.pods import NODE_RANK, Mount, NodePod, documents_mount, pod_template
 from galvatron_operator.torchrun import LOOPBACK, TRAIN_MODULE, Launch, WhenFinished, training_arguments
@@ -40,6 +41,12 @@ def service(job: GalvatronJob) -> Manifest:
     return headless_service(job, names.stateful_set(job.name), names.COMPONENT_TRAINER)
 
 
+def pod_groups(job: GalvatronJob, plan: Plan) -> tuple[Manifest, ...]:
+    """The PodGroup of the trainers, where the job is scheduled as a gang."""
+    group = names.trainers_group(job.name)
+    return gang.pod_groups(job, group, names.COMPONENT_TRAINER, num_pods=plan.cluster.num_nodes)
+
+
 def stateful_set(
     job: GalvatronJob, plan: Plan, training: TrainingSpec, *, attempt: int, image: str, replicas: int
 ) -> Manifest:
@@ -61,6 +68,7 @@ def stateful_set(
         image=image,
         launch=training_launch(job, plan),
         node_rank_field=f"metadata.labels['{names.LABEL_POD_INDEX}']",
+        group=names.trainers_group(job.name),
         mounts=_mounts(job, plan, training),
         grace_period_seconds=job.spec.lifecycle.termination_grace_period_seconds,
         labels=plan_label,
@@ -71,7 +79,13 @@ def stateful_set(
     return {
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",
-        "metadata": metadata(job, name, names.COMPONENT_TRAINER, labels=plan_label, annotations=attempt_annotation),
+        "metadata": metadata(
+            job,
+            name,
+            names.COMPONENT_TRAINER,
+            labels=plan_label | job.queue_labels,
+            annotations=attempt_annotation,
+        ),
         "spec": {
             "serviceName": name,
             "replicas": replicas,
@@ -84,6 +98,20 @@ def stateful_set(
             "template": template,
         },
     }
+
+
+def made_for(stateful_set: Manifest) -> int:
+    """Tell with which attempt new pods of a StatefulSet begin."""
+    annotations = stateful_set["spec"]["template"]["metadata"].get("annotations") or {}
+    return int(annotations.get(names.ANNOTATION_ATTEMPT, 0))
+
+
+def with_template_for(stateful_set: Manifest, attempt: int) -> Manifest:
+    """Have new pods of a StatefulSet begin with another attempt than its own."""
+    template = stateful_set["spec"]["template"]
+    annotations = template["metadata"]["annotations"] | {names.ANNOTATION_ATTEMPT: str(attempt)}
+    changed = template | {"metadata": template["metadata"] | {"annotations": annotations}}
+    return stateful_set | {"spec": stateful_set["spec"] | {"template": changed}}
 
 
 def attempt_of_pod(pod: Manifest, attempt: int) -> Manifest:
