@@ -120,6 +120,15 @@ def site(request: pytest.FixtureRequest) -> Site:
     return real
 
 
+def test_a_kind_that_nobody_has_installed_is_neither_made_nor_found(site: Site) -> None:
+    metadata = {"name": "gang", "namespace": site.namespace}
+    group = {"apiVersion": "scheduling.volcano.sh/v1beta1", "kind": "PodGroup", "metadata": metadata}
+    with pytest.raises(NotFound):
+        site.apply(group)
+    assert site.get(group) is None
+    asyncio.run(site.cluster.delete(reference(group)))
+
+
 def test_what_is_applied_exists(site: Site) -> None:
     made = site.apply(site.config_map())
     found = site.get(site.config_map())
