@@ -39,6 +39,8 @@ RIGHT: tuple[Changes, ...] = (
     {"spec.training.dataset": _FILES, "spec.checkpoint": {"volume": {"claimName": "c"}, "periodSteps": 5}},
     {"spec.failurePolicy": {"rules": [_RULE], "maxRestarts": 0}, "spec.lifecycle": {"podRetentionSeconds": 30}},
     {"spec.lifecycle": {"ttlSecondsAfterFinished": 60, "activeDeadlineSeconds": 30}},
+    {"spec.scheduling": {"priorityClassName": "high", "gang": {"provider": "Volcano", "queue": "team-a"}}},
+    {"spec.scheduling": {"gang": {"provider": "Coscheduling", "timeoutSeconds": 60}}},
     {"spec.runtime": {"template": OVERLAYS[4], "env": [{"name": "A", "value": "1"}], "nodeSelector": {"a": "b"}}},
     {"spec.model": {"own": OWN, "sequenceLength": 8, "vocabularySize": 256}},
     {**ONLY_PLANNED, "spec.model": {"family": "vit", **_IMAGES}},

@@ -10,7 +10,7 @@ from fakes.operation import Operation, Stopped, StoppingCluster
 from fakes.world import World
 from fuzzing.schema import OBJECT, STATUS, as_received, refusals, with_defaults
 from galvatron_operator.api import ConditionType, JobStatus
-from galvatron_operator.decide import Kind
+from galvatron_operator.decide import POD_GROUPS, Kind
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.reconcile import JobKey, Ports, reconcile
 
@@ -59,6 +59,7 @@ def run(body: Body) -> End:
     key = JobKey(body["metadata"]["namespace"], body["metadata"]["name"])
     stored = with_defaults(written, OBJECT) | {"metadata": {"namespace": key.namespace, "name": key.name}}
     operation = Operation(World(), key=key)
+    operation.world.cluster.installed = set(POD_GROUPS)
     operation.create(stored)
     rounds = _until_quiet(operation)
     _check_silence(operation)
