@@ -160,7 +160,8 @@ def test_profilers_that_are_not_placed_say_so() -> None:
     assert operation.status is not None
     told = operation.status.find(ConditionType.PROFILE_READY)
     assert told is not None
-    assert f"{CANNOT} (PodGroup small.profilers: not looked at yet)" in told.message
+    assert "(WaitingForGang: small-profile-" in told.message
+    assert told.message.endswith(f"{CANNOT})")
 
 
 def test_pods_that_no_scheduler_looks_at_name_the_one_that_should() -> None:

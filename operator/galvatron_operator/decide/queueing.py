@@ -113,7 +113,9 @@ def _words_of_group(seen: Observed, group: str) -> str:
             continue
         status: Mapping[str, Any] = child.get("status") or {}
         told = [one["message"] for one in status.get("conditions") or () if one.get("message")]
-        return f" (PodGroup {group}: {'; '.join((status.get('phase') or 'not looked at yet', *told[-1:]))})"
+        # Of scheduler-plugins not the scheduler writes there, but a controller that may be absent.
+        words = "; ".join((*filter(None, [status.get("phase")]), *told[-1:]))
+        return f" (PodGroup {group}: {words})" if words else ""
     return ""
 
 
