@@ -140,8 +140,10 @@ def _is_held_back(job: Manifest) -> bool:
 
 def _queued(waiting: Manifest | Pod) -> Obstacle:
     metadata = waiting["metadata"]
-    queue = metadata.get("labels", {}).get(names.LABEL_QUEUE, "of Kueue")
-    message = f"{metadata['name']}: waits for quota of queue {queue}; see its Workload (kubectl get workloads)"
+    # Kueue puts the label on a pod some moments after the gate.
+    queue = metadata.get("labels", {}).get(names.LABEL_QUEUE)
+    whose = f"queue {queue}" if queue else "its queue"
+    message = f"{metadata['name']}: waits for quota of {whose}; see its Workload (kubectl get workloads)"
     return Obstacle(_WAITING_FOR_QUOTA, message)
 
 
@@ -163,8 +165,10 @@ def _obstacle_of(pod: Pod) -> Obstacle | None:
 
 
 def _scheduled(pod: Pod) -> Mapping[str, Any] | None:
+    """Find what a scheduler has said; of gates, which stay in the condition for a moment, only ``_gate`` tells."""
     conditions: Iterable[Mapping[str, Any]] = pod.get("status", {}).get("conditions", ())
-    return next((condition for condition in conditions if condition["type"] == "PodScheduled"), None)
+    told = (one for one in conditions if one["type"] == "PodScheduled" and one.get("reason") != "SchedulingGated")
+    return next(told, None)
 
 
 def _unscheduled(message: str) -> Obstacle:

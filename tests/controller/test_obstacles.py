@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from galvatron_operator.obstacles import MOST_PODS, obstacle, unexplained
+from galvatron_operator import names
+from galvatron_operator.obstacles import MOST_PODS, is_looked_at, obstacle, placed_since, quota_awaited, unexplained
 
 Object = dict[str, Any]
 
@@ -36,6 +37,58 @@ def test_what_keeps_a_pod_from_starting_is_told(reason: str) -> None:
     assert found is not None
     assert found.reason == reason
     assert "small-0" in found.message
+
+
+GATED = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "non-empty gates"}
+
+
+def gated(*gates: str, labels: Object | None = None) -> Object:
+    held_back = pod(conditions=[GATED])
+    held_back["metadata"]["labels"] = labels or {}
+    held_back["spec"] = {"schedulingGates": [{"name": gate} for gate in gates]}
+    return held_back
+
+
+def test_a_pod_that_kueue_holds_back_names_its_queue() -> None:
+    found = obstacle([gated("kueue.x-k8s.io/admission", labels={names.LABEL_QUEUE: "gpus"})])
+    assert found is not None
+    assert found.reason == "WaitingForQuota"
+    assert "quota of queue gpus" in found.message
+
+
+def test_a_pod_that_somebody_else_holds_back_names_the_gates() -> None:
+    found = obstacle([gated("example.com/licence", "example.com/data")])
+    assert found is not None
+    assert found.reason == "SchedulingGated"
+    assert "example.com/licence, example.com/data" in found.message
+
+
+def test_what_gates_have_left_in_a_condition_is_no_obstacle() -> None:
+    let_in = gated()
+    assert obstacle([let_in]) is None
+    assert not is_looked_at(let_in)
+    assert placed_since(let_in) is None
+
+
+QUEUED = {names.LABEL_QUEUE: "gpus"}
+SUSPENDED = {"kind": "Job", "metadata": {"name": "small-profile", "labels": QUEUED}, "spec": {"suspend": True}}
+
+
+@pytest.mark.parametrize(
+    ("children", "waits"),
+    [
+        ([gated("kueue.x-k8s.io/admission")], True),
+        ([SUSPENDED], True),
+        ([gated("kueue.x-k8s.io/admission"), pod("small-1")], False),
+        ([gated("example.com/licence")], False),
+        ([{**SUSPENDED, "metadata": {"name": "small-profile"}}], False),
+        ([{**SUSPENDED, "spec": {"suspend": False}}], False),
+        ([], False),
+    ],
+    ids=["gated", "suspended", "partly let in", "another's gate", "without a queue", "let in", "nothing yet"],
+)
+def test_a_job_waits_for_quota_while_none_of_its_pods_is_let_in(children: list[Object], *, waits: bool) -> None:
+    assert (quota_awaited(children) is not None) is waits
 
 
 def test_pods_that_are_starting_normally_have_no_obstacle() -> None:
