@@ -186,6 +186,41 @@ def test_an_evicted_job_waits_in_the_queue_however_long() -> None:
     assert operation.status.restarts.counted_towards_max == 0
 
 
+def test_pods_that_a_queue_has_let_in_late_have_as_long_to_start_as_others() -> None:
+    placed: list[str] = []
+
+    def pulls_its_image(scene: Scene) -> Act:
+        if scene.component != names.COMPONENT_TRAINER or scene.attempt == 1:
+            return all_goes_well(scene)
+        placed.append(world.cluster.now)
+        condition = {"type": "PodScheduled", "status": "True", "lastTransitionTime": placed[0]}
+        return Act(state=None, pod_status={"phase": "Pending", "containerStatuses": [], "conditions": [condition]})
+
+    operation, world = queued(failurePolicy={"progressDeadlineSeconds": 120})
+    operation.until(ConditionType.TRAINING)
+    world.evict()
+    operation.rounds(100)
+    world.script, world.quota = pulls_its_image, True
+    operation.rounds(10)
+    assert operation.status is not None
+    assert [failure.reason for failure in operation.status.failures] == ["PodLost"]
+    operation.rounds(10)
+    assert [failure.reason for failure in operation.status.failures] == ["GangIncomplete", "PodLost"]
+
+
+def test_no_stateful_set_is_made_while_a_pod_of_the_former_one_is_left() -> None:
+    operation, world = queued()
+    operation.until(ConditionType.TRAINING)
+    world.lose_node_of("small-1")
+    operation.rounds(5)
+    assert operation.status is not None
+    assert operation.status.attempt == 2
+    assert [pod["metadata"]["name"] for pod in world.pods()] == ["small-1"]
+    assert operation.all_of(Kind.STATEFUL_SET) == []
+    world.cluster.remove((Kind.POD, KEY.namespace, "small-1"))
+    assert operation.until_finished().phase == "Complete"
+
+
 def test_evicted_profilers_measure_again_when_they_are_let_in_again() -> None:
     operation, world = queued()
     while not operation.all_of(Kind.POD):
