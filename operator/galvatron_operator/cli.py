@@ -19,7 +19,8 @@ from rich.progress import track
 
 from galvatron_operator import convert, explaining, local, terminal, trials, whatif
 from galvatron_operator.api import GalvatronJob, parse
-from galvatron_operator.decide.profiling import profile_from_catalogue, request_of
+from galvatron_operator.decide.keeping import profile_from_catalogue
+from galvatron_operator.decide.profiling import request_of
 from galvatron_operator.manifests.rendering import render_job
 from galvatron_operator.rundirectory import RunDirectory, stored
 from galvatron_operator.settings import Settings

@@ -17,7 +17,7 @@ import yaml
 
 from galvatron_operator import ownmodels, torchrun
 from galvatron_operator.api import GalvatronJob, ProfilingPolicy, parse, training_spec
-from galvatron_operator.decide.profiling import profile_from_catalogue
+from galvatron_operator.decide.keeping import profile_from_catalogue
 from galvatron_operator.rundirectory import RunDirectory, stored
 from galvatron_operator.supervised import free_port, supervise
 from galvatron_operator.torchrun import Launch

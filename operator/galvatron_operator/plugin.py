@@ -11,7 +11,7 @@ from rich.live import Live
 
 from galvatron_operator import cli, terminal
 from galvatron_operator.api import ConditionType, JobStatus, ProfilingPolicy, parse, parse_status
-from galvatron_operator.decide.profiling import profile_from_catalogue
+from galvatron_operator.decide.keeping import profile_from_catalogue
 from galvatron_operator.kubectl import Kubectl
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.names import PLAN_KEY, PROFILE_KEY, REPORT_KEY, pod, stateful_set

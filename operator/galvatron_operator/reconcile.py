@@ -4,7 +4,6 @@ Nothing is remembered between two rounds except how searches ended, and those ca
 """
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,26 +11,25 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from galvatron_operator import names
-from galvatron_operator.api.status import rfc3339
 from galvatron_operator.decide import (
     FORBIDDEN,
     OWNED_KINDS,
     POD_GROUPS,
     SCHEDULER_MISSING,
     Decision,
-    Event,
     Kind,
     ObjectRef,
     Observed,
     SearchOrder,
     SearchOutcome,
     decide,
+    event_manifest,
     fixed_plan_to_look_up,
     hinder,
     is_ours,
     kind_of,
     pod_groups_to_look_up,
-    profile_to_look_up,
+    profiles_to_look_up,
     reference,
     reject,
 )
@@ -190,13 +188,15 @@ async def observe(key: JobKey, body: Manifest, ports: Ports, *, settings: Settin
     children += tuple(group for group in groups if group is not None and _has_label(group, labels))
     fixed = fixed_plan_to_look_up(body, children)
     fixed_plan = await ports.cluster.get(fixed) if fixed is not None else None
-    cached = profile_to_look_up(body, children, settings=settings, fixed_plan=fixed_plan)
+    places = profiles_to_look_up(body, children, settings=settings, fixed_plan=fixed_plan)
+    cached = await _cached_profiles(key, places, ports.cluster)
     pods = [child for child in children if child["kind"] == Kind.POD and child.get("status", {}).get("podIP")]
     answers = await asyncio.gather(*(ports.workers.status(*_address(pod)) for pod in pods))
     reports = {pod["metadata"]["name"]: answer for pod, answer in zip(pods, answers, strict=True) if answer is not None}
     return Observed(
         children=children,
-        cached_profile=await ports.cluster.get(cached) if cached is not None else None,
+        cached_profiles=cached,
+        jobs=await ports.cluster.list(Kind.GALVATRON_JOB, namespace=key.namespace, labels={}) if cached else (),
         reports=reports,
         result=await _result(pods, reports, ports.workers),
         search=ports.searches.outcome(key),
@@ -211,6 +211,8 @@ async def carry_out(
     """Do what was decided, in an order in which every beginning of it is a state to go on from."""
     if decision.status is not None:
         await _write_status(ports.cluster, body, decision)
+    for manifest in decision.share:
+        await _share(key, manifest, body, ports.cluster)
     existing = {(ref.kind, ref.name): ref for ref in map(reference, seen.children)}
     for manifest in decision.apply:
         found = existing.get((kind_of(manifest), manifest["metadata"]["name"]))
@@ -229,36 +231,6 @@ async def carry_out(
     for event in decision.events:
         log.info(event.reason, extra={"job": str(key), "detail": event.message})
         await ports.cluster.apply(event_manifest(event, body, now=now))
-
-
-def event_manifest(event: Event, body: Manifest, *, now: datetime) -> Manifest:
-    """Write an event; its name follows from what it says, so that saying it twice makes one event."""
-    metadata = body["metadata"]
-    said = "\n".join((metadata["uid"], event.reason, event.message))
-    time = rfc3339(now)
-    return {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {
-            "name": f"{metadata['name']}.{hashlib.sha256(said.encode()).hexdigest()[:16]}",
-            "namespace": metadata["namespace"],
-        },
-        "involvedObject": {
-            "apiVersion": names.API_VERSION,
-            "kind": names.KIND,
-            "name": metadata["name"],
-            "namespace": metadata["namespace"],
-            "uid": metadata["uid"],
-        },
-        "type": "Warning" if event.warning else "Normal",
-        "reason": event.reason,
-        "message": event.message,
-        "firstTimestamp": time,
-        "lastTimestamp": time,
-        "count": 1,
-        "source": {"component": names.MANAGER},
-        "reportingComponent": f"{names.API_GROUP}/operator",
-    }
 
 
 async def _write_status(cluster: Cluster, body: Manifest, decision: Decision) -> None:
@@ -325,6 +297,28 @@ async def _say_hindered(key: JobKey, cluster: Cluster, reason: str, error: Clust
     body = await cluster.get(ObjectRef(Kind.GALVATRON_JOB, key.namespace, key.name))
     if body is not None:
         await _write_status(cluster, body, hinder(body, reason, error, now=now))
+
+
+async def _cached_profiles(key: JobKey, places: tuple[ObjectRef, ...], cluster: Cluster) -> tuple[Manifest, ...]:
+    """Read the profiles that there are; those of other namespaces only where that is allowed."""
+    found = []
+    for place in places:
+        try:
+            found.append(await cluster.get(place))
+        except Forbidden as error:
+            if place.namespace == key.namespace:
+                raise
+            log.warning("profiles that namespaces share cannot be read", extra={"job": str(key), "error": str(error)})
+    return tuple(profile for profile in found if profile is not None)
+
+
+async def _share(key: JobKey, manifest: Manifest, body: Manifest, cluster: Cluster) -> None:
+    """Give a profile to other namespaces, if that is possible."""
+    try:
+        await _check_name_is_free(manifest, body, cluster)
+        await cluster.apply(manifest)
+    except (Forbidden, NotFound, Refused) as error:
+        log.warning("a profile cannot be shared", extra={"job": str(key), "error": str(error)})
 
 
 async def _events(key: JobKey, children: tuple[Manifest, ...], cluster: Cluster) -> tuple[Manifest, ...]:

@@ -9,6 +9,8 @@ from galvatron_planner.errors import InvalidInput
 RUNTIME_IMAGE_VARIABLE = "GALVATRON_RUNTIME_IMAGE"
 WATCH_NAMESPACES_VARIABLE = "GALVATRON_WATCH_NAMESPACES"
 LOG_LEVEL_VARIABLE = "GALVATRON_LOG_LEVEL"
+PROFILE_CACHE_VARIABLE = "GALVATRON_PROFILE_CACHE_NAMESPACE"
+CONTRIBUTORS_VARIABLE = "GALVATRON_PROFILE_CACHE_CONTRIBUTORS"
 
 LEADER_ELECTION_VARIABLE = "GALVATRON_LEADER_ELECTION"
 LEASE_NAME_VARIABLE = "GALVATRON_LEASE_NAME"
@@ -50,6 +52,23 @@ class Candidacy:
 
 
 @dataclass(frozen=True, slots=True)
+class ProfileCache:
+    """Profiles that namespaces share: kept in one namespace, in which only the operator need have rights.
+
+    Attributes:
+        namespace: where they are kept.
+        contributors: namespaces whose measurements are put there; empty for all.
+    """
+
+    namespace: str
+    contributors: tuple[str, ...] = ()
+
+    def takes_from(self, namespace: str) -> bool:
+        """Tell whether what is measured in a namespace is for others as well."""
+        return not self.contributors or namespace in self.contributors
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The operator's settings.
 
@@ -58,6 +77,7 @@ class Settings:
         watch_namespaces: namespaces whose jobs are seen; empty for all.
         log_level: of the operator's log.
         candidacy: for the election of a leader; None where this operator is the only one.
+        profile_cache: of profiles that namespaces share; None where each has its own.
 
     Raises:
         InvalidInput: when a value cannot be meant.
@@ -67,6 +87,7 @@ class Settings:
     watch_namespaces: tuple[str, ...] = ()
     log_level: str = "INFO"
     candidacy: Candidacy | None = None
+    profile_cache: ProfileCache | None = None
 
     def __post_init__(self) -> None:
         if not self.runtime_image:
@@ -86,13 +107,22 @@ class Settings:
         Raises:
             InvalidInput: naming the variable.
         """
-        namespaces = environment.get(WATCH_NAMESPACES_VARIABLE, "").split(",")
         return cls(
             runtime_image=environment.get(RUNTIME_IMAGE_VARIABLE, "").strip(),
-            watch_namespaces=tuple(sorted({name.strip() for name in namespaces} - {""})),
+            watch_namespaces=_listed(environment, WATCH_NAMESPACES_VARIABLE),
             log_level=environment.get(LOG_LEVEL_VARIABLE, "INFO").upper(),
             candidacy=_candidacy(environment),
+            profile_cache=_profile_cache(environment),
         )
+
+
+def _listed(environment: Mapping[str, str], variable: str) -> tuple[str, ...]:
+    return tuple(sorted({name.strip() for name in environment.get(variable, "").split(",")} - {""}))
+
+
+def _profile_cache(environment: Mapping[str, str]) -> ProfileCache | None:
+    namespace = environment.get(PROFILE_CACHE_VARIABLE, "").strip()
+    return ProfileCache(namespace, _listed(environment, CONTRIBUTORS_VARIABLE)) if namespace else None
 
 
 def _candidacy(environment: Mapping[str, str]) -> Candidacy | None:

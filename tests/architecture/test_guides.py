@@ -24,7 +24,7 @@ USER_GUIDE = ROOT / "docs" / "user-guide.md"
 
 WORDS_OF_OTHERS = {
     *("True", "Ready", "DisruptionTarget", "Failed", "FailureTarget"),
-    *("Situation", "Measured", "Cache", "Analytic"),
+    *("Situation", "Normal", "Warning"),
     *decide.__all__,
     *(kind.value for kind in decide.Kind),
     "Traceback",

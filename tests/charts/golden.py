@@ -16,7 +16,10 @@ MONITORS = {kind: {"enabled": True} for kind in ("serviceMonitor", "podMonitor",
 
 CASES: dict[str, Manifest] = {
     "default": {},
-    "namespaced": {"watchNamespaces": ["team-a", "team-b"]},
+    "namespaced": {
+        "watchNamespaces": ["team-a", "team-b"],
+        "profileCache": {"namespace": "galvatron-system", "contributors": ["team-a"]},
+    },
     "everything": {
         "image": {
             "registry": "registry.example.com/ml",

@@ -50,6 +50,7 @@ VALUES: dict[str, Manifest] = {
         "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
         "commonLabels": {"team": "ml"},
     },
+    "sharing": {"profileCache": {"namespace": NAMESPACE, "contributors": ["team-a"]}},
     "available": {"replicaCount": 2},
     "alone": {"leaderElection": {"enabled": False}},
     "pulled": {
@@ -236,6 +237,25 @@ def test_with_namespaces_the_operator_has_rights_only_there() -> None:
     assert environment(manifests)["GALVATRON_WATCH_NAMESPACES"] == "team-a,team-b"
 
 
+def test_profiles_are_shared_where_the_values_say() -> None:
+    variables = environment(render(VALUES["sharing"]))
+    assert variables["GALVATRON_PROFILE_CACHE_NAMESPACE"] == NAMESPACE
+    assert variables["GALVATRON_PROFILE_CACHE_CONTRIBUTORS"] == "team-a"
+    assert "GALVATRON_PROFILE_CACHE_NAMESPACE" not in environment(render())
+
+
+@pytest.mark.parametrize(("namespace", "granted"), [("profiles", ["get", "create", "patch"]), ("team-a", None)])
+def test_for_shared_profiles_the_operator_gets_the_rights_that_it_lacks(
+    namespace: str, granted: list[str] | None
+) -> None:
+    manifests = render(VALUES["namespaced"] | {"profileCache": {"namespace": namespace}})
+    added = [role for role in of_kind(manifests, "Role") if role["metadata"]["name"].endswith("-profiles")]
+    rules = [] if granted is None else [[{"apiGroups": [""], "resources": ["configmaps"], "verbs": granted}]]
+    assert [role["rules"] for role in added] == rules
+    bindings = [one for one in of_kind(manifests, "RoleBinding") if one["roleRef"]["name"].endswith("-profiles")]
+    assert [one["metadata"]["namespace"] for one in (*added, *bindings)] == [namespace] * 2 * len(rules)
+
+
 @pytest.mark.parametrize("name", ["defaults", "namespaced"])
 def test_bindings_bind_the_operators_account_to_roles_that_exist(name: str) -> None:
     manifests = render(VALUES[name])
@@ -304,6 +324,8 @@ def test_monitors_carry_the_labels_that_a_prometheus_selects_by() -> None:
         ("image", {"digest": "latest"}),
         ("watchNamespaces", "team-a"),
         ("watchNamespaces", ["Team_A"]),
+        ("profileCache", {"namespace": "Profiles"}),
+        ("profileCache", {"contributors": "team-a"}),
         ("crds", {"enabled": "yes"}),
         ("extraEnv", {"A": "b"}),
         ("extraEnv", [{"value": "nameless"}]),

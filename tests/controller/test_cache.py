@@ -74,6 +74,15 @@ def test_a_profile_that_jobs_share_is_read_where_it_lies() -> None:
     assert found["data"] == {"a": "2"}
 
 
+def test_jobs_of_a_namespace_are_read_from_memory() -> None:
+    cluster = FakeCluster()
+    cache = CachedCluster(cluster)
+    made = asyncio.run(cache.apply(body()))
+    cluster.remove((Kind.GALVATRON_JOB, KEY.namespace, KEY.name))
+    jobs = [asyncio.run(cache.list(Kind.GALVATRON_JOB, namespace=of, labels={})) for of in (KEY.namespace, "other")]
+    assert [[job["metadata"]["uid"] for job in found] for found in jobs] == [[made["metadata"]["uid"]], []]
+
+
 class Watch:
     """Tells a cache what has changed in a fake cluster, later or sooner."""
 

@@ -21,12 +21,12 @@ from fakes.operation import body
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, JobStatus
 from galvatron_operator.cache import CachedCluster
-from galvatron_operator.decide import Event, Kind, ObjectRef, kind_of, reference
+from galvatron_operator.decide import Event, Kind, ObjectRef, event_manifest, kind_of, reference
 from galvatron_operator.election import Leases
 from galvatron_operator.kube import KubernetesCluster, KubernetesLease
 from galvatron_operator.lease import NOBODY, Lease
 from galvatron_operator.manifests.metadata import Manifest
-from galvatron_operator.reconcile import Cluster, Conflict, NotFound, Refused, event_manifest
+from galvatron_operator.reconcile import Cluster, Conflict, NotFound, Refused
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 Answer = TypeVar("Answer")

@@ -18,7 +18,7 @@ from galvatron_operator.decide import (
     SearchProblem,
     decide,
     hinder,
-    profile_to_look_up,
+    profiles_to_look_up,
 )
 from galvatron_operator.decide.profiling import request_of
 from galvatron_operator.decide.restarting import back_off_seconds
@@ -90,7 +90,7 @@ def test_nothing_new_leaves_the_status_alone() -> None:
 
 
 def test_a_job_with_a_cached_profile_is_searched() -> None:
-    decision = look(job(), cached_profile=cached(job()))
+    decision = look(job(), cached_profiles=(cached(job()),))
     assert decision.apply == ()
     assert decision.search is not None
     assert reasons(decision)[ConditionType.PROFILE_READY] == "CacheHit"
@@ -100,7 +100,7 @@ def test_a_job_with_a_cached_profile_is_searched() -> None:
 def test_a_cached_profile_that_cannot_be_read_is_measured_again() -> None:
     broken = cached(job())
     broken["data"][names.PROFILE_KEY] = "{}"
-    assert "Job" in kinds(look(job(), cached_profile=broken))
+    assert "Job" in kinds(look(job(), cached_profiles=(broken,)))
 
 
 def test_a_job_that_is_never_measured_is_searched_by_data_sheets() -> None:
@@ -110,7 +110,7 @@ def test_a_job_that_is_never_measured_is_searched_by_data_sheets() -> None:
     assert decision.search is not None
     assert decision.search.problem.profile.source is ProfileSource.ANALYTIC
     assert reasons(decision)[ConditionType.PROFILE_READY] == "AnalyticModel"
-    assert profile_to_look_up(wanted, (), settings=SETTINGS) is None
+    assert profiles_to_look_up(wanted, (), settings=SETTINGS) == ()
 
 
 def test_the_links_of_a_job_that_is_never_measured_can_be_named() -> None:
@@ -125,18 +125,18 @@ def test_the_links_of_a_job_that_is_never_measured_can_be_named() -> None:
 
 def test_jobs_on_other_nodes_share_no_profile() -> None:
     there = job(runtime={"nodeSelector": {"gpu": "h200"}})
-    here, elsewhere = (profile_to_look_up(wanted, (), settings=SETTINGS) for wanted in (job(), there))
+    here, elsewhere = (profiles_to_look_up(wanted, (), settings=SETTINGS) for wanted in (job(), there))
     assert here != elsewhere
-    assert "Job" in kinds(look(there, cached_profile=cached(job())))
+    assert "Job" in kinds(look(there, cached_profiles=(cached(job()),)))
 
 
 def test_a_plan_that_was_found_is_kept_before_anything_rests_on_it() -> None:
-    searched = look(job(), cached_profile=cached(job()))
+    searched = look(job(), cached_profiles=(cached(job()),))
     assert searched.search is not None
     problem = searched.search.problem
     plan = builders.plan("dp4", spec=problem.model, on=problem.cluster)
     outcome = SearchOutcome(problem.digest(), 1.5, plan=plan, report="{}")
-    decision = look(job(searched.status), cached_profile=cached(job()), search=outcome)
+    decision = look(job(searched.status), cached_profiles=(cached(job()),), search=outcome)
     assert kinds(decision) == ["ConfigMap"]
     assert names.PLAN_KEY in decision.apply[0]["data"]
     assert decision.requeue_after_seconds == 0
@@ -144,16 +144,16 @@ def test_a_plan_that_was_found_is_kept_before_anything_rests_on_it() -> None:
 
 def test_the_outcome_of_another_problem_is_not_used() -> None:
     outcome = SearchOutcome(builders.NO_DIGEST, 1.0, problem=SearchProblem.NO_FEASIBLE_PLAN, message="?")
-    decision = look(job(), cached_profile=cached(job()), search=outcome)
+    decision = look(job(), cached_profiles=(cached(job()),), search=outcome)
     assert decision.search is not None
 
 
 @pytest.mark.parametrize("problem", list(SearchProblem))
 def test_a_search_without_a_plan_fails_the_job_with_its_reason(problem: SearchProblem) -> None:
-    order = look(job(), cached_profile=cached(job())).search
+    order = look(job(), cached_profiles=(cached(job()),)).search
     assert order is not None
     outcome = SearchOutcome(order.problem.digest(), 1.0, problem=problem, message="too small; use 8 GPUs")
-    decision = look(job(), cached_profile=cached(job()), search=outcome)
+    decision = look(job(), cached_profiles=(cached(job()),), search=outcome)
     assert reasons(decision)[ConditionType.FAILED] == reasons(decision)[ConditionType.PLAN_READY] == problem
     assert reasons(decision)[ConditionType.COMPLETE] == "DidNotComplete"
 
@@ -161,11 +161,11 @@ def test_a_search_without_a_plan_fails_the_job_with_its_reason(problem: SearchPr
 def test_memory_that_is_kept_free_is_not_searched_and_is_named_where_it_lacks() -> None:
     budget = {"gpus": 4, "gpusPerNode": 2, "resourceName": "cpu", "memoryPerGPU": "4Gi", "memoryReservePercent": 25}
     wanted = job(budget=budget)
-    order = look(wanted, cached_profile=cached(wanted)).search
+    order = look(wanted, cached_profiles=(cached(wanted),)).search
     assert order is not None
     assert order.problem.cluster.device_memory_bytes == 3 * GIB
     outcome = SearchOutcome(order.digest, 1.0, problem=SearchProblem.NO_FEASIBLE_PLAN, message="nothing fits")
-    failed = look(wanted, cached_profile=cached(wanted), search=outcome).status
+    failed = look(wanted, cached_profiles=(cached(wanted),), search=outcome).status
     condition = failed.find(ConditionType.FAILED) if failed else None
     assert condition is not None
     assert condition.message == "nothing fits (25 % of spec.budget.memoryPerGPU stay free: memoryReservePercent)"
@@ -233,7 +233,7 @@ def test_the_plan_of_the_user_is_priced_and_another_one_in_its_place_anew() -> N
     wanted = job(search=FIXED)
     read = parse(wanted)
     plans = [builders.plan(text, spec=read.model, on=read.cluster) for text in ("dp4", "tp4")]
-    orders = [look(wanted, cached_profile=cached(wanted), fixed_plan=brought(p.to_json())).search for p in plans]
+    orders = [look(wanted, cached_profiles=(cached(wanted),), fixed_plan=brought(p.to_json())).search for p in plans]
     assert [order.fixed_plan for order in orders if order is not None] == plans
     first, second = (order.digest for order in orders if order is not None)
     assert first != second
@@ -247,11 +247,10 @@ def test_what_the_plan_of_the_user_needs_is_measured_without_being_asked_for() -
     assert (request_of(read, SETTINGS).sequence_degrees, request.sequence_degrees) == ((), (4,))
     decision = look(wanted, fixed_plan=brought(plan.to_json()))
     assert names.profiling_job(read.name, request.digest()) in {one["metadata"]["name"] for one in decision.apply}
-    known = profile_to_look_up(wanted, (), settings=SETTINGS, fixed_plan=brought(plan.to_json()))
-    assert known is not None
+    [known] = profiles_to_look_up(wanted, (), settings=SETTINGS, fixed_plan=brought(plan.to_json()))
     assert known.name == names.profile_config_map(request.digest())
     # What cannot be read is told by the decision.
-    assert profile_to_look_up(wanted, (), settings=SETTINGS, fixed_plan=brought("{}")) is None
+    assert profiles_to_look_up(wanted, (), settings=SETTINGS, fixed_plan=brought("{}")) == ()
 
 
 def test_a_kept_plan_of_the_user_is_announced_as_such() -> None:
@@ -269,9 +268,9 @@ def test_a_job_with_a_plan_is_trained_under_attempt_one() -> None:
 
 
 def test_a_plan_stays_although_the_profile_behind_it_changes() -> None:
-    decision = look(job(), children=(kept_plan(job()),), cached_profile=None)
+    decision = look(job(), children=(kept_plan(job()),), cached_profiles=())
     assert "Job" not in kinds(decision)
-    assert profile_to_look_up(job(), (kept_plan(job()),), settings=SETTINGS) is None
+    assert profiles_to_look_up(job(), (kept_plan(job()),), settings=SETTINGS) == ()
 
 
 def test_the_attempt_is_recovered_from_objects_when_the_status_is_lost() -> None:

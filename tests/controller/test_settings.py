@@ -1,6 +1,6 @@
 import pytest
 
-from galvatron_operator.settings import Candidacy, Settings
+from galvatron_operator.settings import Candidacy, ProfileCache, Settings
 from galvatron_planner.errors import InvalidInput
 
 CANDIDACY = {"POD_NAMESPACE": "system", "GALVATRON_LEASE_NAME": "galvatron", "POD_NAME": "galvatron-0"}
@@ -21,6 +21,13 @@ def test_namespaces_are_separated_by_commas() -> None:
         {"GALVATRON_RUNTIME_IMAGE": "r", "GALVATRON_WATCH_NAMESPACES": "team-b, team-a,"}
     )
     assert settings.watch_namespaces == ("team-a", "team-b")
+
+
+def test_profiles_are_shared_only_where_a_namespace_for_them_is_named() -> None:
+    named = {"GALVATRON_RUNTIME_IMAGE": "r", "GALVATRON_PROFILE_CACHE_CONTRIBUTORS": "team-b,team-a"}
+    assert Settings.from_environment(named | {"GALVATRON_PROFILE_CACHE_NAMESPACE": ""}).profile_cache is None
+    sharing = Settings.from_environment(named | {"GALVATRON_PROFILE_CACHE_NAMESPACE": "system"})
+    assert sharing.profile_cache == ProfileCache("system", contributors=("team-a", "team-b"))
 
 
 def test_there_is_no_election_unless_it_is_asked_for() -> None:

@@ -77,13 +77,14 @@ def release(environment: Mapping[str, str]) -> Iterator[None]:
             helm(environment, "uninstall", RELEASE, "--wait")
 
 
-def bring_up_to_date(environment: Mapping[str, str]) -> None:
-    """Install this chart, or upgrade the release to it, and wait for the operator."""
+def bring_up_to_date(environment: Mapping[str, str], *values: str) -> None:
+    """Install this chart with some values, or upgrade the release to them, and wait for the operator."""
     helm(
         environment,
         *("upgrade", RELEASE, str(CHART), "--install", "--create-namespace", "--wait", "--timeout", "3m"),
         # A rebuilt image has the same tag: without a change in the pod's template the old one would run on.
         *("--set-string", f"podAnnotations.galvatron\\.io/tested={uuid.uuid4().hex}"),
+        *(argument for value in values for argument in ("--set-string", value)),
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import pytest
 
 from e2e.following import COMPONENT_LABEL, JOB_LABEL, Observation, follow, is_complete
-from e2e.installation import RELEASE, ROOT, bring_up_to_date, helm
+from e2e.installation import RELEASE, ROOT, bring_up_to_date, fresh_namespace, helm
 from e2e.kubectl import Kubectl, Manifest, is_true, progress
 
 pytestmark = [pytest.mark.k8s, pytest.mark.helm, pytest.mark.slow]
@@ -54,9 +54,21 @@ def test_a_job_outlives_an_upgrade_a_removal_and_a_new_installation(
     helm(previous_release, "uninstall", RELEASE, "--wait")
     assert_untouched(kubectl, made, trainers)
 
-    bring_up_to_date(previous_release)
+    # What a job of this namespace has measured is now for all others as well.
+    bring_up_to_date(previous_release, f"profileCache.namespace={kubectl.namespace}")
+    with fresh_namespace(previous_release) as other:
+        assert_spared_of_measuring(other, long_job)
     follow(kubectl, NAME, until=is_complete, seconds=180, seen=seen)
     assert_one_attempt(seen, made)
+
+
+def assert_spared_of_measuring(other: Kubectl, job: Manifest) -> None:
+    """In a namespace without profiles the same job has its plan at once, and keeps the profile that was shared."""
+    other.apply({**job, "spec": {**job["spec"], "execution": "Plan"}})
+    seen = follow(other, NAME, until=is_complete, seconds=60)
+    profile = seen.job["status"]["profile"]
+    assert (profile["source"], "profiler" in seen.nodes) == ("SharedCache", False)
+    assert other.get("configmap", profile["configMapName"]) is not None
 
 
 def uid_of(kubectl: Kubectl) -> str:

@@ -84,6 +84,7 @@ class World:
     now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     ages: dict[tuple[str, str], int] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
+    image_digest: str = "sha256:" + "0" * 64
 
     def lose_node_of(self, name: str) -> None:
         """Take away the machine under a pod: it stays as an object that is being deleted, and says nothing any more."""
@@ -206,7 +207,13 @@ class World:
                 "phase": "Running",
                 "podIP": f"10.0.0.{len(self.ages)}",
                 "conditions": [{"type": "Ready", "status": "True"}],
-                "containerStatuses": [{"state": {"running": {"startedAt": _text(self.now)}}}],
+                "containerStatuses": [
+                    {
+                        "name": template["spec"]["containers"][0]["name"],
+                        "state": {"running": {"startedAt": _text(self.now)}},
+                        "imageID": f"registry/runtime@{self.image_digest}",
+                    }
+                ],
             },
         }
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, PlainSerializer, ValidationError
 from pydantic.alias_generators import to_camel
@@ -149,13 +149,25 @@ class Restarts(StatusValue):
         )
 
 
+class ProfileOrigin(StrEnum):
+    """Where a job's profile is from."""
+
+    MEASURED = "Measured"
+    """By this job."""
+    CACHE = "Cache"
+    SHARED_CACHE = "SharedCache"
+    """Measured in another namespace."""
+    ANALYTIC = "Analytic"
+
+
 class ProfileStatus(StatusValue):
     """Which profile the plan rests on."""
 
     config_map_name: str | None = None
-    source: Literal["Measured", "Cache", "Analytic"]
+    source: ProfileOrigin
     digest: str
     profile_time: Time | None = None
+    image_digests: tuple[str, ...] = ()
 
 
 class ProfilingStatus(StatusValue):
@@ -269,6 +281,8 @@ class JobStatus(StatusValue):
     plan: PlanStatus | None = None
     replan: Replan | None = None
     image: str | None = None
+    image_digests: tuple[str, ...] = ()
+    image_time: Time | None = None
     progress: ProgressStatus | None = None
     nodes: Nodes = Nodes()
     failures: tuple[FailureRecord, ...] = ()

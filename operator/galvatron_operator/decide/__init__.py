@@ -19,8 +19,9 @@ from typing import Any
 
 from galvatron_operator import names
 from galvatron_operator.api import CONTROLLER, ConditionType, Execution, JobStatus, ProfilingPolicy, parse, parse_status
-from galvatron_operator.decide.announcing import announce, phase_of
+from galvatron_operator.decide.announcing import announce, event_manifest, phase_of
 from galvatron_operator.decide.finishing import after_the_end, check_deadline, check_start, refuse, suspend
+from galvatron_operator.decide.keeping import copy_to_keep, profile_at_hand, say_profile_ready, say_what_comes_later
 from galvatron_operator.decide.observed import (
     OWNED_KINDS,
     POD_GROUPS,
@@ -35,15 +36,7 @@ from galvatron_operator.decide.observed import (
     kind_of,
     reference,
 )
-from galvatron_operator.decide.profiling import (
-    heed_reprofile,
-    measure,
-    profile_at_hand,
-    request_of,
-    say_profile_ready,
-    say_reprofile_waits,
-    without_profilers,
-)
+from galvatron_operator.decide.profiling import heed_reprofile, measure, request_of, without_profilers
 from galvatron_operator.decide.queueing import pod_groups_of
 from galvatron_operator.decide.searching import await_fixed_plan, brought_plan, existing_plan, say_plan_ready, search
 from galvatron_operator.decide.situation import FALSE, TRUE, Situation, complete, references
@@ -68,12 +61,13 @@ __all__ = [
     "SearchOutcome",
     "SearchProblem",
     "decide",
+    "event_manifest",
     "fixed_plan_to_look_up",
     "hinder",
     "is_ours",
     "kind_of",
     "pod_groups_to_look_up",
-    "profile_to_look_up",
+    "profiles_to_look_up",
     "reference",
     "reject",
 ]
@@ -150,14 +144,16 @@ def hinder(body: Mapping[str, Any], reason: str, error: GalvatronError, *, now: 
     return _finished(Decision(status=status), before)
 
 
-def profile_to_look_up(
+def profiles_to_look_up(
     body: Mapping[str, Any],
     children: tuple[Manifest, ...],
     *,
     settings: Settings,
     fixed_plan: Manifest | None = None,
-) -> ObjectRef | None:
-    """Name the ConfigMap in which the job's profile may be cached; None where no profile is needed (yet, any more).
+) -> tuple[ObjectRef, ...]:
+    """Name the ConfigMaps in which the job's profile may be cached; none where no profile is needed (yet, any more).
+
+    What its own namespace has comes first: others have no say in it.
 
     Args:
         body: the GalvatronJob as the API has it.
@@ -167,16 +163,17 @@ def profile_to_look_up(
     """
     try:
         if existing_plan(parse_status(body), children) is not None:
-            return None
+            return ()
         job = parse(body)
         brought = brought_plan(job, fixed_plan)
     except (InvalidInput, InvalidDocument):
         # ``decide`` says so.
-        return None
+        return ()
     if job.spec.profiling.policy is ProfilingPolicy.NEVER:
-        return None
+        return ()
     name = names.profile_config_map(request_of(job, settings, brought).digest())
-    return ObjectRef(Kind.CONFIG_MAP, job.namespace, name)
+    shared = () if settings.profile_cache is None else (settings.profile_cache.namespace,)
+    return tuple(ObjectRef(Kind.CONFIG_MAP, namespace, name) for namespace in dict.fromkeys((job.namespace, *shared)))
 
 
 def pod_groups_to_look_up(body: Mapping[str, Any], children: tuple[Manifest, ...]) -> tuple[ObjectRef, ...]:
@@ -239,7 +236,7 @@ def _advance(situation: Situation, plan: Plan | None) -> Decision:
         planned = _plan(heed_reprofile(_resume(situation)))
         # Those of a former plan would hold devices meanwhile.
         return replace(planned, delete=(*planned.delete, *references(situation.seen.of_kind(Kind.STATEFUL_SET))))
-    ready = say_reprofile_waits(say_plan_ready(situation, plan))
+    ready = say_what_comes_later(say_plan_ready(situation, plan))
     if situation.job.spec.execution is Execution.PLAN:
         return complete(_resume(ready), "PlanOnly", plan.summary)
     return without_profilers(train(ready, plan), situation.seen)
@@ -258,10 +255,11 @@ def _plan(situation: Situation) -> Decision:
         return unready
     brought = brought_plan(situation.job, situation.seen.fixed_plan)
     request = request_of(situation.job, situation.settings, brought)
-    profile = profile_at_hand(situation, request)
-    if profile is None:
+    found = profile_at_hand(situation, request)
+    if found is None:
         return measure(situation, request)
-    return without_profilers(search(say_profile_ready(situation, profile), profile), situation.seen)
+    planned = search(say_profile_ready(situation, found), found.profile)
+    return without_profilers(replace(planned, apply=(*copy_to_keep(situation, found), *planned.apply)), situation.seen)
 
 
 _WAITING = (ConditionType.PROFILE_READY, ConditionType.PLAN_READY, ConditionType.PODS_READY)

@@ -1,9 +1,14 @@
 """What people see at a glance: the phase, and one event for each change of state."""
 
+import hashlib
 from collections.abc import Iterator
+from datetime import datetime
 
+from galvatron_operator import names
 from galvatron_operator.api import Condition, ConditionStatus, ConditionType, JobStatus, Phase
+from galvatron_operator.api.status import rfc3339
 from galvatron_operator.decide.observed import Event
+from galvatron_operator.manifests.metadata import Manifest
 
 _SUCCESSES = {
     ConditionType.PROFILE_READY: ConditionStatus.TRUE,
@@ -58,6 +63,36 @@ def announce(before: JobStatus | None, after: JobStatus) -> Iterator[Event]:
         same = known is not None and (known.status, known.reason) == (condition.status, condition.reason)
         if not same and (event := _event(condition)) is not None:
             yield event
+
+
+def event_manifest(event: Event, body: Manifest, *, now: datetime) -> Manifest:
+    """Write an event; its name follows from what it says, so that saying it twice makes one event."""
+    metadata = body["metadata"]
+    said = "\n".join((metadata["uid"], event.reason, event.message))
+    time = rfc3339(now)
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "name": f"{metadata['name']}.{hashlib.sha256(said.encode()).hexdigest()[:16]}",
+            "namespace": metadata["namespace"],
+        },
+        "involvedObject": {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "name": metadata["name"],
+            "namespace": metadata["namespace"],
+            "uid": metadata["uid"],
+        },
+        "type": "Warning" if event.warning else "Normal",
+        "reason": event.reason,
+        "message": event.message,
+        "firstTimestamp": time,
+        "lastTimestamp": time,
+        "count": 1,
+        "source": {"component": names.MANAGER},
+        "reportingComponent": f"{names.API_GROUP}/operator",
+    }
 
 
 def _event(condition: Condition) -> Event | None:

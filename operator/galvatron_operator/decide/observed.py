@@ -120,7 +120,8 @@ class Observed:
 
     Attributes:
         children: objects with the job's uid, of ``OWNED_KINDS`` and of ``POD_GROUPS``.
-        cached_profile: ConfigMap with the profile for the job's request, whoever measured it.
+        cached_profiles: ConfigMaps with a profile for the job's request, whoever measured it; the first are preferred.
+        jobs: of the same namespace, where there is a cached profile: they tell what has run under which image.
         reports: what supervisors answer, by name of their pod; silent pods are absent.
         result: what the profiler of node 0 hands out, absent while it measures.
         search: how the job's newest search ended, absent while there is none.
@@ -129,7 +130,8 @@ class Observed:
     """
 
     children: tuple[Manifest, ...] = ()
-    cached_profile: Manifest | None = None
+    cached_profiles: tuple[Manifest, ...] = ()
+    jobs: tuple[Manifest, ...] = ()
     reports: Mapping[str, WorkerStatus] = field(default_factory=dict)
     result: str | None = None
     search: SearchOutcome | None = None
@@ -157,10 +159,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do, in this order: write the status, apply, delete, search; all of it may be repeated.
+    """What to do, in this order: write the status, share, apply, delete, search; all of it may be repeated.
 
     Attributes:
         status: absent when there is nothing to say.
+        share: profiles for other namespaces, which nobody misses where they must not be written.
         apply: objects that shall exist.
         delete: objects that shall not.
         force_delete: pods that shall go although no kubelet has ended them.
@@ -170,6 +173,7 @@ class Decision:
     """
 
     status: JobStatus | None = None
+    share: tuple[Manifest, ...] = ()
     apply: tuple[Manifest, ...] = ()
     delete: tuple[ObjectRef, ...] = ()
     force_delete: tuple[ObjectRef, ...] = ()

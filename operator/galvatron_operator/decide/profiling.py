@@ -9,20 +9,19 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime
 from functools import lru_cache
+from typing import Any
 
 from galvatron_operator import names
 from galvatron_operator.api import (
     ConditionType,
     FailureReason,
     GalvatronJob,
-    ProfileStatus,
-    ProfilingPolicy,
     ProfilingStatus,
 )
-from galvatron_operator.api.overlay import PodOverlay
-from galvatron_operator.api.status import count_one_more, rfc3339
+from galvatron_operator.api.status import count_one_more
+from galvatron_operator.decide.images import digests_of
+from galvatron_operator.decide.keeping import Found, asks_anew, say_measured
 from galvatron_operator.decide.lost import lost_pods, lost_text, to_force
 from galvatron_operator.decide.observed import POD_GROUPS, Decision, Kind, Observed
 from galvatron_operator.decide.queueing import hindrance
@@ -31,7 +30,6 @@ from galvatron_operator.decide.situation import (
     AT_ONCE_SECONDS,
     FALSE,
     POLL_SECONDS,
-    TRUE,
     Situation,
     attempt_of,
     brief,
@@ -45,14 +43,12 @@ from galvatron_operator.manifests import profiling
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.obstacles import quota_awaited
 from galvatron_operator.settings import Settings
-from galvatron_planner import catalogue
-from galvatron_planner.analytic import analytic_profile
 from galvatron_planner.cluster import Cluster
 from galvatron_planner.errors import InvalidDocument
 from galvatron_planner.model import Model, Precision
 from galvatron_planner.plan import Plan
 from galvatron_planner.problem import BatchRange, SearchLimits
-from galvatron_planner.profiles import Profile, ProfileRequest, ProfileSource
+from galvatron_planner.profiles import Profile, ProfileRequest
 from galvatron_planner.search.request import covering, profile_request
 from galvatron_planner.worker import WorkerState, WorkerStatus
 
@@ -67,7 +63,8 @@ _MAY_PASS = frozenset(
     }
 )
 """Failures after which the same measurement may succeed; of the others it is known that it cannot."""
-_WAITS = f"; annotation {names.ANNOTATION_REPROFILE} has a new value, which counts when the job is planned again"
+_ELSEWHERE = ("env", "template", "tolerations")
+"""Fields of ``spec.runtime`` that can change what is measured, or where, in a way that only their users know."""
 
 
 def request_of(job: GalvatronJob, settings: Settings, fixed_plan: Plan | None = None) -> ProfileRequest:
@@ -85,70 +82,12 @@ def _request(
     return profile_request(model, cluster, precision=precision, batch=batch, limits=limits, runtime_version=place)
 
 
-def profile_from_catalogue(job: GalvatronJob, request: ProfileRequest) -> Profile:
-    """Work a profile out from data sheets, for the policy ``Never``."""
-    asked = job.spec.profiling
-    if asked.device is None:
-        raise AssertionError("policy Never without a device")  # checks.py has refused it
-    return _analytic(request, asked.device, asked.link_within_node, asked.link_between_nodes)
-
-
-# Kept, like requests: 30 ms for 16,384 devices.
-@lru_cache(maxsize=128)
-def _analytic(request: ProfileRequest, device_name: str, within_node: str | None, between_nodes: str | None) -> Profile:
-    device = catalogue.device(device_name)
-    links = catalogue.links(device, within_node=within_node, between_nodes=between_nodes)
-    return analytic_profile(request, device, links)
-
-
-def profile_at_hand(situation: Situation, request: ProfileRequest) -> Profile | None:
-    """Give the profile that this job may use without measuring, if there is one.
-
-    A job that is to measure itself uses nothing older than what it has measured. A profile that cannot be read is
-    measured again: caches outlive versions.
-    """
-    if situation.job.spec.profiling.policy is ProfilingPolicy.NEVER:
-        return profile_from_catalogue(situation.job, request)
-    config_map = situation.seen.cached_profile
-    if config_map is None or not _may_use(situation, _measured_at(config_map)):
-        return None
-    try:
-        profile = Profile.from_json(config_map.get("data", {}).get(names.PROFILE_KEY, ""))
-    except InvalidDocument:
-        return None
-    return profile if profile.request_digest == request.digest() else None
-
-
-def say_profile_ready(situation: Situation, profile: Profile) -> Situation:
-    """Say which profile is used, and whether this job has measured it."""
-    if profile.source is ProfileSource.ANALYTIC:
-        analytic = ProfileStatus(source="Analytic", digest=profile.digest())
-        message = f"{profile.source.caveat}: {profile.device_name}"
-        return situation.with_status(profile=analytic).say(ConditionType.PROFILE_READY, TRUE, "AnalyticModel", message)
-    known = situation.status.profile
-    source = known.source if known is not None and known.digest == profile.digest() else "Cache"
-    cached = situation.seen.cached_profile
-    measured = None if cached is None else _measured_at(cached)
-    return _say_ready(situation, profile, is_own=source == "Measured", measured=measured)
-
-
 def heed_reprofile(situation: Situation) -> Situation:
     """Begin another measurement when the job's annotation asks for it, once for each value."""
-    if not _asks_anew(situation):
+    if not asks_anew(situation):
         return situation
     profiling_ = ProfilingStatus(attempt=situation.status.profiling.attempt + 1, reprofile=situation.job.reprofile)
     return situation.with_status(profiling=profiling_, profile=None)
-
-
-def say_reprofile_waits(situation: Situation) -> Situation:
-    """Say of a job that has its plan whether its annotation asks for something that is not done now."""
-    known = situation.status.find(ConditionType.PROFILE_READY)
-    if known is None:
-        return situation
-    message = known.message.removesuffix(_WAITS) + (_WAITS if _asks_anew(situation) else "")
-    if message == known.message:
-        return situation
-    return situation.say(ConditionType.PROFILE_READY, known.status, known.reason, message)
 
 
 def without_profilers(decision: Decision, seen: Observed) -> Decision:
@@ -202,14 +141,14 @@ def _place_of_measurement(job: GalvatronJob, settings: Settings) -> str:
     runtime, budget = job.spec.runtime, job.spec.budget
     selector = (f"{key}={value}" for key, value in sorted(runtime.node_selector.items()))
     limits = (f"limits.cpu={runtime.resources.limits.cpu}",) if runtime.resources.limits.cpu is not None else ()
-    template = (f"template={_digest(runtime.template)}",) if runtime.template is not None else ()
-    return " ".join((runtime.image or settings.runtime_image, budget.resource_name, *selector, *limits, *template))
+    written = runtime.model_dump(mode="json", exclude_defaults=True)
+    parts = (f"{name}={_digest(written[name])}" for name in _ELSEWHERE if name in written)
+    return " ".join((runtime.image or settings.runtime_image, budget.resource_name, *selector, *limits, *parts))
 
 
-def _digest(template: PodOverlay) -> str:
+def _digest(part: Any) -> str:
     # Sorted: the order of fields is the API server's in a cluster, and the user's without one.
-    text = json.dumps(template.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _take(situation: Situation, request: ProfileRequest, result: str) -> Decision:
@@ -224,9 +163,33 @@ def _take(situation: Situation, request: ProfileRequest, result: str) -> Decisio
     if profile.request_digest != request.digest():
         # The answer of a former Job, whose pods are ending.
         return _say_profiling(situation).decide(after_seconds=POLL_SECONDS)
-    kept = profiling.profile_config_map(situation.job.namespace, profile, measured=situation.now)
-    ready = _say_ready(situation, profile, is_own=True, measured=situation.now)
-    return without_profilers(ready.decide(apply=(kept,), after_seconds=AT_ONCE_SECONDS), situation.seen)
+    job, ran = situation.job, digests_of(situation.seen.pods(names.COMPONENT_PROFILER))
+    kept = profiling.profile_config_map(job.namespace, profile, measured=situation.now, image_digests=ran)
+    decision = say_measured(situation, Found(profile, kept)).decide(
+        # First, since this comes by here no more once the job has its profile.
+        share=_to_share(situation, profile, ran),
+        apply=(kept,),
+        after_seconds=AT_ONCE_SECONDS,
+    )
+    return without_profilers(decision, situation.seen)
+
+
+def _to_share(situation: Situation, profile: Profile, image_digests: tuple[str, ...]) -> tuple[Manifest, ...]:
+    """Write the profile for other namespaces too, where the installation says so.
+
+    It is what the profilers have answered, never what lies in the job's namespace, where users may have changed it.
+    """
+    job, cache = situation.job, situation.settings.profile_cache
+    if cache is None or cache.namespace == job.namespace or not cache.takes_from(job.namespace):
+        return ()
+    shared = profiling.profile_config_map(
+        cache.namespace,
+        profile,
+        measured=situation.now,
+        image_digests=image_digests,
+        measured_by=f"{job.namespace}/{job.name}",
+    )
+    return (shared,)
 
 
 def _ended(situation: Situation, job: Manifest) -> Decision | None:
@@ -309,54 +272,6 @@ def _failure(situation: Situation) -> Failure | None:
 
 def _give_up(situation: Situation, reason: str, message: str) -> Decision:
     return fail(situation.say(ConditionType.PROFILE_READY, FALSE, reason, message), "ProfilingFailed", message)
-
-
-def _say_ready(situation: Situation, profile: Profile, *, is_own: bool, measured: datetime | None) -> Situation:
-    name = names.profile_config_map(profile.request_digest)
-    known = ProfileStatus(
-        config_map_name=name,
-        source="Measured" if is_own else "Cache",
-        digest=profile.digest(),
-        profile_time=measured,
-    )
-    # A date and no age: the status says the same until something happens.
-    when = f" at {rfc3339(measured)}" if measured is not None else ""
-    message = f"measured on {profile.device_name}{when}, kept in ConfigMap {name}"
-    # What was waited for is there: trainers begin with a back-off of their own.
-    restarts = situation.status.restarts.model_copy(update={"without_progress": 0, "not_before": None})
-    done = situation.status.profiling.model_copy(update={"retries": ()})
-    ready = situation.with_status(profile=known, restarts=restarts, profiling=done)
-    return ready.say(ConditionType.PROFILE_READY, TRUE, "Profiled" if is_own else "CacheHit", message)
-
-
-def _may_use(situation: Situation, measured: datetime | None) -> bool:
-    """Tell whether the job may use the cached profile that was measured at this time."""
-    known, asked = situation.status.profile, situation.job.spec.profiling
-    if known is not None and known.profile_time is not None:
-        # It does not grow too old while a plan is searched. An elder one is still in the cache when the operator was
-        # stopped before it could put a new one there.
-        return measured is not None and measured >= known.profile_time
-    if asked.policy is ProfilingPolicy.ALWAYS or situation.status.profiling.reprofile is not None:
-        # Without its time a profile was taken by an earlier version.
-        return known is not None and known.source == "Measured"
-    return situation.seconds_until(measured, plus_seconds=asked.max_age_seconds) > 0
-
-
-def _measured_at(config_map: Manifest) -> datetime | None:
-    """Read when a cached profile was measured; None when somebody has written something else there."""
-    metadata = config_map["metadata"]
-    # Earlier versions wrote no time.
-    text = (metadata.get("annotations") or {}).get(names.ANNOTATION_MEASURED_AT) or metadata.get("creationTimestamp")
-    try:
-        return None if text is None else parse_time(text)
-    except ValueError:
-        return None
-
-
-def _asks_anew(situation: Situation) -> bool:
-    asked = situation.job.reprofile
-    measures = situation.job.spec.profiling.policy is not ProfilingPolicy.NEVER
-    return measures and asked is not None and asked != situation.status.profiling.reprofile
 
 
 def _say_profiling(situation: Situation) -> Situation:

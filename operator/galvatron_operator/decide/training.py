@@ -3,6 +3,7 @@
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, Nodes, training_spec
 from galvatron_operator.decide.gang import Gang, gang_failure, gang_of, progress_status, stale_pods
+from galvatron_operator.decide.images import say_images
 from galvatron_operator.decide.lost import lost_pods, lost_text, to_force
 from galvatron_operator.decide.observed import Decision, Kind
 from galvatron_operator.decide.queueing import hindrance, is_placed, kept_template, lacks_stateful_set
@@ -29,7 +30,7 @@ FAILING_SECONDS = 2.0
 
 def train(situation: Situation, plan: Plan) -> Decision:
     """Bring the job's current attempt forward, end the job, or begin another attempt."""
-    begun = _say_attempt(situation).with_status(image=_image(situation))
+    begun = say_images(_say_attempt(situation).with_status(image=_image(situation)))
     attempt = begun.status.attempt
     gang = gang_of(begun.seen, attempt=attempt, num_nodes=plan.cluster.num_nodes)
     told = _say_progress(begun, gang, plan)

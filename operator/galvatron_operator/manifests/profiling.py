@@ -96,14 +96,31 @@ def profiling_launch(job: GalvatronJob, request: ProfileRequest) -> Launch:
     )
 
 
-def profile_config_map(namespace: str, profile: Profile, *, measured: datetime) -> Manifest:
+def profile_config_map(
+    namespace: str,
+    profile: Profile,
+    *,
+    measured: datetime,
+    image_digests: tuple[str, ...] = (),
+    measured_by: str = "",
+    shared_from: str = "",
+) -> Manifest:
     """The cache of document 2: owned by no job, so that the next job of the same shape finds it.
 
     Args:
         namespace: of the jobs that may use it.
         profile: what was measured.
         measured: when, in UTC.
+        image_digests: of the images that measured.
+        measured_by: namespace and name of a job, for those who look after a cache that namespaces share.
+        shared_from: the namespace of such a cache, where this is a copy out of it.
     """
+    annotations = {
+        names.ANNOTATION_MEASURED_AT: rfc3339(measured),
+        names.ANNOTATION_IMAGE_DIGESTS: ",".join(image_digests),
+        names.ANNOTATION_MEASURED_BY: measured_by,
+        names.ANNOTATION_SHARED_FROM: shared_from,
+    }
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -116,7 +133,7 @@ def profile_config_map(namespace: str, profile: Profile, *, measured: datetime) 
                 names.LABEL_COMPONENT: names.COMPONENT_PROFILE,
                 names.LABEL_MANAGED_BY: names.MANAGER,
             },
-            "annotations": {names.ANNOTATION_MEASURED_AT: rfc3339(measured)},
+            "annotations": {name: value for name, value in annotations.items() if value},
         },
         "data": {names.PROFILE_KEY: profile.to_json()},
     }
