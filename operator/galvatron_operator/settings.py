@@ -1,5 +1,6 @@
 """What an installation decides for all its jobs; refused at start when it is wrong."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -7,6 +8,7 @@ from typing import Self
 from galvatron_planner.errors import InvalidInput
 
 RUNTIME_IMAGE_VARIABLE = "GALVATRON_RUNTIME_IMAGE"
+PULL_SECRETS_VARIABLE = "GALVATRON_IMAGE_PULL_SECRETS"
 WATCH_NAMESPACES_VARIABLE = "GALVATRON_WATCH_NAMESPACES"
 LOG_LEVEL_VARIABLE = "GALVATRON_LOG_LEVEL"
 PROFILE_CACHE_VARIABLE = "GALVATRON_PROFILE_CACHE_NAMESPACE"
@@ -17,6 +19,7 @@ LEASE_NAME_VARIABLE = "GALVATRON_LEASE_NAME"
 POD_NAMESPACE_VARIABLE = "POD_NAMESPACE"
 POD_NAME_VARIABLE = "POD_NAME"
 
+_OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -74,6 +77,7 @@ class Settings:
 
     Attributes:
         runtime_image: image of profiling and training pods whose job names none.
+        image_pull_secrets: of all jobs' pods beside those that a job names; each namespace has its own of these names.
         watch_namespaces: namespaces whose jobs are seen; empty for all.
         log_level: of the operator's log.
         candidacy: for the election of a leader; None where this operator is the only one.
@@ -84,6 +88,7 @@ class Settings:
     """
 
     runtime_image: str
+    image_pull_secrets: tuple[str, ...] = ()
     watch_namespaces: tuple[str, ...] = ()
     log_level: str = "INFO"
     candidacy: Candidacy | None = None
@@ -95,6 +100,11 @@ class Settings:
                 f"{RUNTIME_IMAGE_VARIABLE} is not set",
                 remedy="set it to the image of profiling and training pods (chart value runtime.image)",
             )
+        for name in self.image_pull_secrets:
+            if not _OBJECT_NAME.fullmatch(name):
+                raise InvalidInput(
+                    f"{PULL_SECRETS_VARIABLE} has {name!r}", remedy="use names of Secrets, separated by commas"
+                )
         if self.log_level not in LOG_LEVELS:
             raise InvalidInput(
                 f"{LOG_LEVEL_VARIABLE} is {self.log_level!r}", remedy=f"use one of {', '.join(LOG_LEVELS)}"
@@ -109,6 +119,7 @@ class Settings:
         """
         return cls(
             runtime_image=environment.get(RUNTIME_IMAGE_VARIABLE, "").strip(),
+            image_pull_secrets=_listed(environment, PULL_SECRETS_VARIABLE),
             watch_namespaces=_listed(environment, WATCH_NAMESPACES_VARIABLE),
             log_level=environment.get(LOG_LEVEL_VARIABLE, "INFO").upper(),
             candidacy=_candidacy(environment),

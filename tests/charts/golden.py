@@ -26,6 +26,7 @@ CASES: dict[str, Manifest] = {
             "digest": "sha256:" + "0" * 64,
             "pullSecrets": [{"name": "ml"}],
         },
+        "runtime": {"defaults": {"imagePullSecrets": [{"name": "ml"}, {"name": "mirror"}]}},
         "commonLabels": {"team": "ml"},
         "podAnnotations": {"example.com/a": "b"},
         "priorityClassName": "system-cluster-critical",

@@ -237,6 +237,13 @@ def test_with_namespaces_the_operator_has_rights_only_there() -> None:
     assert environment(manifests)["GALVATRON_WATCH_NAMESPACES"] == "team-a,team-b"
 
 
+def test_secrets_for_the_images_of_all_jobs_are_told_to_the_operator() -> None:
+    secrets = [{"name": "ml"}, {"name": "mirror"}]
+    variables = environment(render({"runtime": {"defaults": {"imagePullSecrets": secrets}}}))
+    assert variables["GALVATRON_IMAGE_PULL_SECRETS"] == "ml,mirror"
+    assert "GALVATRON_IMAGE_PULL_SECRETS" not in environment(render())
+
+
 def test_profiles_are_shared_where_the_values_say() -> None:
     variables = environment(render(VALUES["sharing"]))
     assert variables["GALVATRON_PROFILE_CACHE_NAMESPACE"] == NAMESPACE
@@ -324,6 +331,8 @@ def test_monitors_carry_the_labels_that_a_prometheus_selects_by() -> None:
         ("image", {"digest": "latest"}),
         ("watchNamespaces", "team-a"),
         ("watchNamespaces", ["Team_A"]),
+        ("runtime", {"defaults": {"imagePullSecrets": ["ml"]}}),
+        ("runtime", {"defaults": {"image": "x"}}),
         ("profileCache", {"namespace": "Profiles"}),
         ("profileCache", {"contributors": "team-a"}),
         ("crds", {"enabled": "yes"}),

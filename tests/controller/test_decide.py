@@ -1,5 +1,6 @@
 """Single decisions, each a sentence: what is seen -> what is decided. Whole lives are in test_reconcile.py."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -128,6 +129,20 @@ def test_jobs_on_other_nodes_share_no_profile() -> None:
     here, elsewhere = (profiles_to_look_up(wanted, (), settings=SETTINGS) for wanted in (job(), there))
     assert here != elsewhere
     assert "Job" in kinds(look(there, cached_profiles=(cached(job()),)))
+
+
+def test_secrets_of_the_installation_come_after_those_of_the_job() -> None:
+    settings = replace(SETTINGS, image_pull_secrets=("all", "own"))
+    own = job(runtime={"imagePullSecrets": [{"name": "own"}, {"name": "mine"}]})
+    trained = job(runtime=own["spec"]["runtime"])
+    decisions = (
+        decide(own, Observed(), now=NOW, settings=settings),
+        decide(trained, Observed(children=(kept_plan(trained),)), now=NOW, settings=settings),
+    )
+    for decision, kind in zip(decisions, ("Job", "StatefulSet"), strict=True):
+        [owner] = [one for one in decision.apply if one["kind"] == kind]
+        secrets = [secret["name"] for secret in owner["spec"]["template"]["spec"]["imagePullSecrets"]]
+        assert secrets == ["own", "mine", "all"]
 
 
 def test_a_plan_that_was_found_is_kept_before_anything_rests_on_it() -> None:

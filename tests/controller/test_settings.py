@@ -23,6 +23,11 @@ def test_namespaces_are_separated_by_commas() -> None:
     assert settings.watch_namespaces == ("team-a", "team-b")
 
 
+def test_secrets_of_all_jobs_are_separated_by_commas() -> None:
+    named = {"GALVATRON_RUNTIME_IMAGE": "r", "GALVATRON_IMAGE_PULL_SECRETS": "ml,mirror"}
+    assert Settings.from_environment(named).image_pull_secrets == ("mirror", "ml")
+
+
 def test_profiles_are_shared_only_where_a_namespace_for_them_is_named() -> None:
     named = {"GALVATRON_RUNTIME_IMAGE": "r", "GALVATRON_PROFILE_CACHE_CONTRIBUTORS": "team-b,team-a"}
     assert Settings.from_environment(named | {"GALVATRON_PROFILE_CACHE_NAMESPACE": ""}).profile_cache is None
@@ -47,7 +52,12 @@ def test_an_election_needs_to_know_who_and_where(variable: str) -> None:
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("GALVATRON_RUNTIME_IMAGE", ""), ("GALVATRON_LOG_LEVEL", "LOUD"), ("GALVATRON_LEADER_ELECTION", "yes")],
+    [
+        ("GALVATRON_RUNTIME_IMAGE", ""),
+        ("GALVATRON_IMAGE_PULL_SECRETS", "My_Secret"),
+        ("GALVATRON_LOG_LEVEL", "LOUD"),
+        ("GALVATRON_LEADER_ELECTION", "yes"),
+    ],
 )
 def test_a_wrong_setting_is_refused_with_its_variable(variable: str, value: str) -> None:
     environment = {"GALVATRON_RUNTIME_IMAGE": "r"} | {variable: value}

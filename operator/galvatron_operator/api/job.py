@@ -17,6 +17,7 @@ from galvatron_operator.api.spec import (
     DatasetSource,
     PipelineSchedule,
     Resume,
+    SecretReference,
     Spec,
 )
 from galvatron_operator.api.status import MAX_REPROFILE
@@ -86,6 +87,14 @@ class GalvatronJob(SpecValue):
             InvalidInput: naming the missing volume.
         """
         check_volumes(self.spec)
+
+    def with_image_pull_secrets(self, secrets: tuple[str, ...]) -> Self:
+        """Add secrets of the installation behind those that the job names itself."""
+        runtime = self.spec.runtime
+        own = tuple(secret.name for secret in runtime.image_pull_secrets)
+        every = tuple(SecretReference(name=name) for name in dict.fromkeys((*own, *secrets)))
+        spec = self.spec.model_copy(update={"runtime": runtime.model_copy(update={"image_pull_secrets": every})})
+        return self.model_copy(update={"spec": spec})
 
     @property
     def name(self) -> str:

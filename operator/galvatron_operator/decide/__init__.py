@@ -206,7 +206,7 @@ def _situation(
     Raises:
         InvalidInput: when it cannot be meant.
     """
-    job = parse(body)
+    job = parse(body).with_image_pull_secrets(settings.image_pull_secrets)
     job.check_for_cluster()
     generation = job.metadata.generation
     status = (before or JobStatus.first(generation=generation, now=now)).with_missing_conditions(
