@@ -76,7 +76,7 @@ def paths(node: dict[str, Any], path: str) -> Iterator[str]:
 
 
 def unknown_fields(written: object, path: str) -> Iterator[str]:
-    if isinstance(written, dict):
+    if isinstance(written, dict) and "additionalProperties" not in (field_at(path) or {}):
         for key, value in written.items():
             yield from unknown_fields(value, f"{path}.{key}")
     elif isinstance(written, list):

@@ -259,6 +259,34 @@ WRONG: dict[str, tuple[str, Changes]] = {
         "spec.scheduling.gang.queue",
         {"spec.scheduling": {"gang": {"provider": "Coscheduling", "queue": "gpus"}}},
     ),
+    "pods near each other in nothing": (
+        "spec.scheduling.topology.key",
+        {"spec.scheduling": {"topology": {"mode": "Required"}}},
+    ),
+    "a topology that is no label": (
+        "spec.scheduling.topology.key",
+        {"spec.scheduling": {"topology": {"key": "the rack"}}},
+    ),
+    "a topology that is neither wished for nor required": (
+        "spec.scheduling.topology.mode",
+        {"spec.scheduling": {"topology": {"key": "rack", "mode": "Hard"}}},
+    ),
+    "a network device without a domain": (
+        "spec.runtime.network.rdmaResourceName",
+        {"spec.runtime": {"network": {"rdmaResourceName": "hca"}}},
+    ),
+    "a network device of Kubernetes itself": (
+        "spec.runtime.network.rdmaResourceName",
+        {"spec.runtime": {"network": {"rdmaResourceName": "devices.kubernetes.io/hca"}}},
+    ),
+    "a network device that is the GPU": (
+        "spec.runtime.network.rdmaResourceName",
+        {"spec.runtime": {"network": {"rdmaResourceName": "nvidia.com/gpu"}}},
+    ),
+    "no network device": (
+        "spec.runtime.network.rdmaResourceCount",
+        {"spec.runtime": {"network": {"rdmaResourceName": "rdma/hca", "rdmaResourceCount": 0}}},
+    ),
     "a status that is never written": (
         "spec.observability.statusPeriodSeconds",
         {"spec.observability": {"statusPeriodSeconds": 0}},

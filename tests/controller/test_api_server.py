@@ -191,7 +191,7 @@ TEMPLATE: Body = {
     },
 }
 """Every field and every kind of volume that users may add."""
-ON_GPUS: Changes = {}
+ON_GPUS: Changes = {"spec.scheduling": {"topology": {"key": "example.com/rack"}}}
 ON_CPU_WITH_EVERYTHING: Changes = {
     "spec.budget.resourceName": "cpu",
     "spec.training.dataset": {
@@ -209,7 +209,9 @@ ON_CPU_WITH_EVERYTHING: Changes = {
         "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "1Gi"}},
         "tolerations": [{"key": "a", "operator": "Exists"}],
         "template": TEMPLATE,
+        "network": {"rdmaResourceName": "rdma/hca", "rdmaResourceCount": 8, "annotations": {"example.com/net": "ib1"}},
     },
+    "spec.scheduling": {"topology": {"key": "topology.kubernetes.io/zone", "mode": "Required"}},
 }
 
 

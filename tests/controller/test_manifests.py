@@ -323,6 +323,32 @@ def test_pods_have_the_priority_that_the_job_asks_for() -> None:
     assert "priorityClassName" not in pod_spec(trainers(job()))
 
 
+@pytest.mark.parametrize("component", ["trainer", "profiler"])
+@pytest.mark.parametrize("mode", ["Preferred", "Required"])
+def test_pods_of_a_gang_are_drawn_to_each_other(mode: str, component: str) -> None:
+    near = job({"spec.scheduling": {"topology": {"key": "example.com/rack", "mode": mode}}})
+    owner = trainers(near) if component == "trainer" else profilers(near)
+    selector = names.pod_selector("job", component)
+    term = {"topologyKey": "example.com/rack", "labelSelector": {"matchLabels": selector}}
+    expected = {
+        "Required": {"requiredDuringSchedulingIgnoredDuringExecution": [term]},
+        "Preferred": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]},
+    }
+    assert pod_spec(owner)["affinity"] == {"podAffinity": expected[mode]}
+    # A pod that does not match its own requirement could never be the first one.
+    assert selector.items() <= owner["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_measured_pods_have_the_network_that_training_pods_have() -> None:
+    network = {"rdmaResourceName": "rdma/hca", "rdmaResourceCount": 8, "annotations": {"example.com/networks": "ib0"}}
+    fast = job({"spec.runtime": {"network": network}})
+    for owner in (trainers(fast), profilers(fast)):
+        for kind in ("requests", "limits"):
+            assert container(owner)["resources"][kind] == {"nvidia.com/gpu": "2", "rdma/hca": "8"}
+        assert owner["spec"]["template"]["metadata"]["annotations"]["example.com/networks"] == "ib0"
+    assert "affinity" not in pod_spec(trainers(fast))
+
+
 def test_shared_memory_ends_where_the_job_says() -> None:
     limited = job({"spec.runtime": {"sharedMemory": {"sizeLimit": "64Gi"}}})
     for owner in (trainers(limited), profilers(limited)):

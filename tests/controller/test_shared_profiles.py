@@ -243,14 +243,23 @@ def test_a_profile_is_doubted_when_its_tag_has_run_as_another_image_since(
 
 
 @pytest.mark.parametrize(
-    "runtime",
-    [{"env": [{"name": "NCCL_P2P_DISABLE", "value": "1"}]}, {"tolerations": [{"key": "slow", "operator": "Exists"}]}],
-    ids=lambda runtime: next(iter(runtime)),
+    "changes",
+    [
+        {"runtime": {"env": [{"name": "NCCL_P2P_DISABLE", "value": "1"}]}},
+        {"runtime": {"tolerations": [{"key": "slow", "operator": "Exists"}]}},
+        {"runtime": {"network": {"rdmaResourceName": "rdma/hca"}}},
+        {"runtime": {"network": {"annotations": {"k8s.v1.cni.cncf.io/networks": "ib0"}}}},
+        {"scheduling": {"topology": {"key": "rack"}}},
+        {"scheduling": {"topology": {"key": "rack", "mode": "Required"}}},
+    ],
+    ids=str,
 )
-def test_jobs_that_may_be_measured_otherwise_share_no_profile(runtime: Manifest) -> None:
+def test_jobs_that_may_be_measured_otherwise_share_no_profile(changes: Manifest) -> None:
     world = World()
     source(run(world, "team", name="first", settings=SETTINGS))
-    assert source(run(world, "team", name="second", settings=SETTINGS, runtime=runtime)) == "Measured"
+    source(run(world, "team", name="near", settings=SETTINGS, scheduling={"topology": {"key": "zone"}}))
+    assert source(run(world, "team", name="second", settings=SETTINGS, **changes)) == "Measured"
+    assert source(run(world, "team", name="third", settings=SETTINGS, **changes)) == "Cache"
 
 
 def test_what_nodes_run_is_told_of_all_of_them() -> None:

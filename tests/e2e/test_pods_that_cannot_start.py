@@ -35,6 +35,18 @@ ELSEWHERE: Mapping[str, tuple[Mapping[str, object], str, str, str]] = {
         {"spec.profiling": DATA_SHEETS, "spec.runtime": {"image": "localhost/absent:1", "imagePullPolicy": "Never"}},
         *("PodsReady", "ImagePullError", "localhost/absent:1"),
     ),
+    # Devices that no node has, and a label that none has.
+    "network": (
+        {"spec.profiling": DATA_SHEETS, "spec.runtime": {"network": {"rdmaResourceName": "rdma/hca"}}},
+        *("PodsReady", "Unschedulable", "Insufficient rdma/hca"),
+    ),
+    "topology": (
+        {
+            "spec.profiling": DATA_SHEETS,
+            "spec.scheduling": {"topology": {"key": "example.com/rack", "mode": "Required"}},
+        },
+        *("PodsReady", "Unschedulable", "pod affinity"),
+    ),
     "priority": (
         {"spec.profiling": DATA_SHEETS, "spec.scheduling": {"priorityClassName": "absent"}},
         *("PodsReady", "PodsRefused", "spec.scheduling.priorityClassName"),

@@ -22,6 +22,7 @@ _PRESERVES = "x-kubernetes-preserve-unknown-fields"
 _MAX_DEVICES = 64
 _MAX_LAYERS = 64
 _FILES = {"source": "Tokens", "path": ".", "binType": "UInt32", "volume": {"configMapName": "corpus"}}
+_NETWORK = {"rdmaResourceName": "rdma/hca", "annotations": {"k8s.v1.cni.cncf.io/networks": "ib0"}}
 _RULE = {"name": "a", "onReasons": ["UserError"], "afterFailures": 2, "action": "FailJob"}
 _IMAGES = {"hiddenSize": 32, "numLayers": 2, "numAttentionHeads": 4, "imageSize": 32, "patchSize": 8}
 _SWIN = {"hiddenSize": 32, "depths": [1, 1], "numAttentionHeads": 2, "imageSize": 32, "patchSize": 4, "windowSize": 4}
@@ -42,6 +43,7 @@ RIGHT: tuple[Changes, ...] = (
     {"spec.scheduling": {"priorityClassName": "high", "gang": {"provider": "Volcano", "queue": "team-a"}}},
     {"spec.scheduling": {"gang": {"provider": "Coscheduling", "timeoutSeconds": 60}}},
     {"spec.runtime": {"template": OVERLAYS[4], "env": [{"name": "A", "value": "1"}], "nodeSelector": {"a": "b"}}},
+    {"spec.runtime": {"network": _NETWORK}, "spec.scheduling": {"topology": {"key": "rack", "mode": "Required"}}},
     {"spec.model": {"own": OWN, "sequenceLength": 8, "vocabularySize": 256}},
     {**ONLY_PLANNED, "spec.model": {"family": "vit", **_IMAGES}},
     {**ONLY_PLANNED, "spec.model": {"family": "swin", **_SWIN}},

@@ -71,6 +71,12 @@ BY_PATTERN: dict[str, tuple[str, ...]] = {
     r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$": _NAMES,
     r"^[-._a-zA-Z0-9]+$": ("plan.json", "a", ".", "..", "a/b", "", "a\n"),
     r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$": (*DEVICES, "nvlink4", "pcie4", "ethernet-25g", "a", "A", "a.b"),
+    r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$": (
+        *("topology.kubernetes.io/zone", "rack", "a/b/c", "a..b/c", "a/", "/a", "-", "a" * 63, "a" * 64, "rack\n"),
+    ),
+    r"^[a-z0-9]([-a-z0-9.]{0,242}[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$": (
+        *("rdma/hca", "nvidia.com/gpu", "requests.rdma/hca", "a.kubernetes.io/b", "rdma", "rdma/", "A/b", "rdma/hca\n"),
+    ),
     r"^[A-Za-z_][A-Za-z0-9_]*$": ("A", "PATH", "RANK", "PET_X", "LOCAL_RANK", "_", "1A", "A-B", "A\n", "a" * 254),
 }  # fmt: skip
 """Texts to try for every pattern of the CRD; some match it."""

@@ -13,6 +13,7 @@ from pydantic.alias_generators import to_camel
 from galvatron_operator.api import overlay
 from galvatron_operator.api.models import IMAGE_FAMILIES, model_of
 from galvatron_operator.api.overlay import RESERVED_ENVIRONMENT
+from galvatron_operator.api.placing import network_problems, topology_problems
 from galvatron_operator.api.spec import Dataset, DatasetSource, GangProvider, ModelFields, ProfilingPolicy, Spec
 from galvatron_operator.names import MAX_JOB_NAME
 from galvatron_planner import catalogue
@@ -336,6 +337,16 @@ def _template(spec: Spec) -> Iterator[Finding]:
         yield Finding(f"spec.runtime.template.{field}".rstrip("."), problem, remedy)
 
 
+def _network(spec: Spec) -> Iterator[Finding]:
+    runtime = spec.runtime
+    if runtime.network is not None:
+        found = network_problems(runtime.network, runtime.template, gpu_resource=spec.budget.resource_name)
+        yield from (Finding(f"spec.runtime.network.{field}", problem, remedy) for field, problem, remedy in found)
+    if spec.scheduling.topology is not None:
+        found = topology_problems(runtime.template)
+        yield from (Finding(f"spec.scheduling.topology.{field}", problem, remedy) for field, problem, remedy in found)
+
+
 def _failure_rules(spec: Spec) -> Iterator[Finding]:
     field, rules = "spec.failurePolicy.rules", spec.failure_policy.rules
     names = [rule.name for rule in rules]
@@ -374,5 +385,6 @@ RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     _environment,
     _template,
     _gang,
+    _network,
     _failure_rules,
 )

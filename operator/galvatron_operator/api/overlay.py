@@ -29,7 +29,7 @@ OUR_PATHS = (
 """Where nothing may be mounted, nor above."""
 RESERVED_ENVIRONMENT = re.compile(r"^((PET|MASTER|GALVATRON|TORCHELASTIC)_.*|((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE))$")
 """Variables that torchrun and the supervisor set; the CRD has the same pattern."""
-_RESERVED_KEYS = re.compile(r"^(galvatron\.io|app\.kubernetes\.io|.*\b(apparmor|seccomp)\b.*)/")
+RESERVED_KEYS = re.compile(r"^(galvatron\.io|app\.kubernetes\.io|.*\b(apparmor|seccomp)\b.*)/")
 """Keys of labels and annotations: ours, and those that once weakened the security of pods."""
 _VARIABLE_SOURCES = ("secretKeyRef", "configMapKeyRef", "fieldRef", "resourceFieldRef")
 
@@ -140,7 +140,7 @@ def problems(
         yield "", f"is larger than {MAX_BYTES // 1024} KiB", "put large texts in ConfigMaps"
     for part, keys in (("labels", overlay.metadata.labels), ("annotations", overlay.metadata.annotations)):
         for key in keys:
-            if _RESERVED_KEYS.match(key):
+            if RESERVED_KEYS.match(key):
                 yield f"metadata.{part}", f"has {key}", "leave it out: the operator, or the pods' security, rests on it"
     yield from _twice("spec.volumes", [volume.name for volume in overlay.spec.volumes])
     for volume in overlay.spec.volumes:

@@ -12,6 +12,7 @@ from pydantic import Field, StringConstraints
 
 from galvatron_operator.api.overlay import PodOverlay
 from galvatron_operator.api.own import OwnFields
+from galvatron_operator.api.placing import Network, Topology
 from galvatron_operator.api.policy import FailurePolicy
 from galvatron_operator.api.values import (
     BatchSize,
@@ -307,6 +308,7 @@ class Runtime(SpecValue):
         default_factory=dict, max_length=32
     )
     tolerations: tuple[Toleration, ...] = Field(default=(), max_length=32)
+    network: Network | None = None
     template: PodOverlay | None = None
 
 
@@ -332,6 +334,7 @@ class Scheduling(SpecValue):
 
     priority_class_name: ObjectName | None = None
     gang: GangScheduling | None = None
+    topology: Topology | None = None
 
 
 class Resume(StrEnum):

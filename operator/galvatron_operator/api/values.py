@@ -32,6 +32,14 @@ ManagerName = Annotated[
     ),
 ]
 """A controller, as ``managedBy`` of batch/v1 Jobs names one: a domain and a path."""
+_NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+LabelKey = Annotated[
+    str, StringConstraints(pattern=rf"^([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{_NAME}$", max_length=317)
+]
+ResourceName = Annotated[
+    str, StringConstraints(pattern=rf"^[a-z0-9]([-a-z0-9.]{{0,242}}[a-z0-9])?/{_NAME}$", max_length=308)
+]
+"""An extended resource: a domain, nine characters shorter than others because quotas write ``requests.`` before it."""
 LabelText = Annotated[str, StringConstraints(max_length=317)]
 
 BatchSize = Annotated[int, Field(ge=1, le=1_048_576)]

@@ -63,7 +63,7 @@ _MAY_PASS = frozenset(
     }
 )
 """Failures after which the same measurement may succeed; of the others it is known that it cannot."""
-_ELSEWHERE = ("env", "template", "tolerations")
+_ELSEWHERE = ("env", "network", "template", "tolerations")
 """Fields of ``spec.runtime`` that can change what is measured, or where, in a way that only their users know."""
 
 
@@ -141,9 +141,11 @@ def _place_of_measurement(job: GalvatronJob, settings: Settings) -> str:
     runtime, budget = job.spec.runtime, job.spec.budget
     selector = (f"{key}={value}" for key, value in sorted(runtime.node_selector.items()))
     limits = (f"limits.cpu={runtime.resources.limits.cpu}",) if runtime.resources.limits.cpu is not None else ()
+    topology = job.spec.scheduling.topology
+    near = (f"topology={topology.mode}:{topology.key}",) if topology is not None else ()
     written = runtime.model_dump(mode="json", exclude_defaults=True)
     parts = (f"{name}={_digest(written[name])}" for name in _ELSEWHERE if name in written)
-    return " ".join((runtime.image or settings.runtime_image, budget.resource_name, *selector, *limits, *parts))
+    return " ".join((runtime.image or settings.runtime_image, budget.resource_name, *selector, *limits, *near, *parts))
 
 
 def _digest(part: Any) -> str:

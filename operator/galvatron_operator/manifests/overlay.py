@@ -14,6 +14,9 @@ def overlaid(template: Manifest, overlay: PodOverlay | None) -> Manifest:
     (container,) = spec["containers"]
     (extra,) = theirs.pop("containers", None) or ({},)
     volumes = [*spec["volumes"], *theirs.pop("volumes", ())]
+    if "affinity" in theirs:
+        # Only kinds that are not ours are left in it: checks.py has refused the others.
+        spec = {**spec, "affinity": {**theirs.pop("affinity"), **spec.get("affinity", {})}}
     return {
         "metadata": metadata
         | {kind: {**added.get("metadata", {}).get(kind, {}), **metadata[kind]} for kind in ("labels", "annotations")},

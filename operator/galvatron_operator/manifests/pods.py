@@ -4,9 +4,11 @@ Pods satisfy the Pod Security level "restricted" and carry no API credentials: t
 """
 
 from dataclasses import dataclass, field
+from typing import assert_never
 
 from galvatron_operator import names
 from galvatron_operator.api import GalvatronJob
+from galvatron_operator.api.placing import Topology, TopologyMode
 from galvatron_operator.api.values import SpecValue
 from galvatron_operator.manifests import gang
 from galvatron_operator.manifests.metadata import Manifest
@@ -18,6 +20,8 @@ USER_ID = 65532
 NODE_RANK_VARIABLE = "GALVATRON_NODE_RANK"
 NODE_RANK = f"$({NODE_RANK_VARIABLE})"
 """A pod's ordinal in a command; the kubelet puts it in."""
+MOST_WEIGHT = 100
+"""Of a preference for nodes, in Kubernetes."""
 LOST_NODE_SECONDS = 30
 """How long a pod outlives contact with its node: the rest of the gang hangs meanwhile."""
 
@@ -82,6 +86,8 @@ def pod_template(job: GalvatronJob, pod: NodePod) -> Manifest:
     }
     if runtime.node_selector:
         spec["nodeSelector"] = dict(runtime.node_selector)
+    if job.spec.scheduling.topology is not None:
+        spec["affinity"] = _near_each_other(job, pod.component, job.spec.scheduling.topology)
     if job.spec.scheduling.priority_class_name is not None:
         spec["priorityClassName"] = job.spec.scheduling.priority_class_name
     if (scheduler := gang.scheduler_name(job)) is not None:
@@ -90,7 +96,8 @@ def pod_template(job: GalvatronJob, pod: NodePod) -> Manifest:
         spec["imagePullSecrets"] = [{"name": secret.name} for secret in runtime.image_pull_secrets]
     marked, noted = gang.marks(job, pod.group)
     labels = names.job_labels(job.name, uid=job.metadata.uid, component=pod.component) | pod.labels | marked
-    template = {"metadata": {"labels": labels, "annotations": pod.annotations | noted}, "spec": spec}
+    of_network = {} if runtime.network is None else runtime.network.annotations
+    template = {"metadata": {"labels": labels, "annotations": {**of_network, **pod.annotations, **noted}}, "spec": spec}
     return overlaid(template, runtime.template)
 
 
@@ -159,6 +166,22 @@ def _spread(job: GalvatronJob, component: str) -> Manifest:
     }
 
 
+def _near_each_other(job: GalvatronJob, component: str, topology: Topology) -> Manifest:
+    """Draw the pods of one gang to nodes with one value of a label; the first of them goes where it likes."""
+    term = {
+        "topologyKey": topology.key,
+        "labelSelector": {"matchLabels": names.pod_selector(job.name, component)},
+    }
+    match topology.mode:
+        case TopologyMode.REQUIRED:
+            return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+        case TopologyMode.PREFERRED:
+            weighed = {"weight": MOST_WEIGHT, "podAffinityTerm": term}
+            return {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [weighed]}}
+        case _:
+            assert_never(topology.mode)
+
+
 def _container(job: GalvatronJob, pod: NodePod, mounts: tuple[Mount, ...]) -> Manifest:
     return {
         "name": pod.component,
@@ -199,10 +222,12 @@ def _environment(job: GalvatronJob, pod: NodePod) -> list[Manifest]:
 
 
 def _resources(job: GalvatronJob) -> Manifest:
-    budget, resources = job.spec.budget, job.spec.runtime.resources
-    gpus = {} if budget.uses_cpu else {budget.resource_name: str(budget.gpus_per_node)}
-    requests = _as_written(resources.requests) | gpus
-    limits = _as_written(resources.limits) | gpus
+    budget, resources, network = job.spec.budget, job.spec.runtime.resources, job.spec.runtime.network
+    devices = {} if budget.uses_cpu else {budget.resource_name: str(budget.gpus_per_node)}
+    if network is not None and network.rdma_resource_name is not None:
+        devices[network.rdma_resource_name] = str(network.rdma_resource_count)
+    requests = _as_written(resources.requests) | devices
+    limits = _as_written(resources.limits) | devices
     return {kind: amounts for kind, amounts in (("requests", requests), ("limits", limits)) if amounts}
 
 
