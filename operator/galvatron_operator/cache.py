@@ -24,7 +24,7 @@ _LISTED: tuple[tuple[Kind, dict[str, str]], ...] = (
         (kind, {names.LABEL_MANAGED_BY: names.MANAGER, names.LABEL_COMPONENT: component})
         for kind in OWNED_KINDS
         # Not cached profiles, which belong to no job and are large.
-        for component in (names.COMPONENT_TRAINER, names.COMPONENT_PROFILER)
+        for component in (names.COMPONENT_TRAINER, names.COMPONENT_PROFILER, names.COMPONENT_PLACEHOLDER)
     ),
 )
 

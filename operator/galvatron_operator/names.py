@@ -24,6 +24,8 @@ MANAGER = "galvatron-operator"
 
 COMPONENT_TRAINER = "trainer"
 COMPONENT_PROFILER = "profiler"
+COMPONENT_PLACEHOLDER = "placeholder"
+"""The component of pods that only show, by running, that there is room for further trainers."""
 COMPONENT_PROFILE = "profile"
 """The component of cached profiles, which belong to no single job."""
 
@@ -146,6 +148,11 @@ def trainers_group(job_name: str) -> str:
 def stateful_set(job_name: str) -> str:
     """Name of the StatefulSet of the trainers, and of its headless Service."""
     return job_name
+
+
+def placeholders(job_name: str, *, uid: str) -> str:
+    """Name of the StatefulSet of the placeholders; a part of the uid keeps it from the names of other jobs."""
+    return f"{job_name}-spare-{uid[:5]}"
 
 
 def pod(owner_name: str, node_rank: int) -> str:

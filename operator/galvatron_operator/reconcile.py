@@ -190,7 +190,7 @@ async def observe(key: JobKey, body: Manifest, ports: Ports, *, settings: Settin
     fixed_plan = await ports.cluster.get(fixed) if fixed is not None else None
     places = profiles_to_look_up(body, children, settings=settings, fixed_plan=fixed_plan)
     cached = await _cached_profiles(key, places, ports.cluster)
-    pods = [child for child in children if child["kind"] == Kind.POD and child.get("status", {}).get("podIP")]
+    pods = [child for child in children if child["kind"] == Kind.POD and _has_supervisor(child)]
     answers = await asyncio.gather(*(ports.workers.status(*_address(pod)) for pod in pods))
     reports = {pod["metadata"]["name"]: answer for pod, answer in zip(pods, answers, strict=True) if answer is not None}
     return Observed(
@@ -356,6 +356,12 @@ async def _check_name_is_free(manifest: Manifest, body: Manifest, cluster: Clust
     if any(owner.get("kind") == names.KIND and owner.get("name") == body["metadata"]["name"] for owner in owners):
         raise Conflict(f"{where} still belongs to a former job of this name", remedy="wait until it is gone")
     raise Refused(f"{where} exists and is not ours", remedy="delete or rename it, or give the job another name")
+
+
+def _has_supervisor(pod: Manifest) -> bool:
+    """Tell whether somebody may answer in a pod."""
+    is_placeholder = pod["metadata"].get("labels", {}).get(names.LABEL_COMPONENT) == names.COMPONENT_PLACEHOLDER
+    return bool(pod.get("status", {}).get("podIP")) and not is_placeholder
 
 
 async def _result(pods: list[Manifest], reports: Mapping[str, WorkerStatus], workers: Workers) -> str | None:

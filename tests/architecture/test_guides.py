@@ -23,8 +23,8 @@ GUIDES = [ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {DOCUMEN
 USER_GUIDE = ROOT / "docs" / "user-guide.md"
 
 WORDS_OF_OTHERS = {
-    *("True", "Ready", "DisruptionTarget", "Failed", "FailureTarget"),
-    *("Situation", "Normal", "Warning"),
+    *("True", "Ready", "DisruptionTarget", "Failed", "FailureTarget", "Running"),
+    *("Situation", "Normal", "Warning", "CapacityLost", "CapacityReturned", "NoSmallerPlan"),
     *decide.__all__,
     *(kind.value for kind in decide.Kind),
     "Traceback",

@@ -130,6 +130,29 @@ WRONG: dict[str, tuple[str, Changes]] = {
     ),
     "devices that are no power of two": ("spec.budget.gpus", {"spec.budget.gpus": 6}),
     "a part of a node": ("spec.budget.gpus", {"spec.budget.gpusPerNode": 8}),
+    "fewer devices without a mode": ("spec.budget.minGPUs", {"spec.budget.minGPUs": 2}),
+    "as few devices as all": (
+        "spec.budget.minGPUs",
+        {"spec.budget.minGPUs": 4, "spec.elasticity": {"mode": "Replan"}},
+    ),
+    "elastic without a bound": ("spec.budget.minGPUs", {"spec.elasticity": {"mode": "Replan"}}),
+    "fewer devices that are no power of two": (
+        "spec.budget.minGPUs",
+        {"spec.budget.gpus": 8, "spec.budget.minGPUs": 6, "spec.elasticity": {"mode": "Replan"}},
+    ),
+    "fewer devices than a node": (
+        "spec.budget.minGPUs",
+        {"spec.budget.minGPUs": 1, "spec.elasticity": {"mode": "Replan"}},
+    ),
+    "elastic with a plan of one's own": (
+        "spec.elasticity.mode",
+        {
+            "spec.budget.minGPUs": 2,
+            "spec.elasticity": {"mode": "Replan"},
+            "spec.search": {"algorithm": "Fixed", "fixedPlanRef": {"name": "p"}},
+        },
+    ),
+    "a delay of nothing": ("spec.elasticity.rescaleDelaySeconds", {"spec.elasticity": {"rescaleDelaySeconds": 0}}),
     "a number in quotes": ("spec.budget.gpus", {"spec.budget.gpus": "4"}),
     "no memory": ("spec.budget.memoryPerGPU", {"spec.budget.memoryPerGPU": ABSENT}),
     "memory of nothing": ("spec.budget.memoryPerGPU", {"spec.budget.memoryPerGPU": "0Gi"}),

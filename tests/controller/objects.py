@@ -3,7 +3,7 @@
 import builders
 from galvatron_operator import names
 from galvatron_operator.api import GalvatronJob, training_spec
-from galvatron_operator.manifests import profiling, training
+from galvatron_operator.manifests import placeholders, profiling, training
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_planner import families
 from galvatron_planner.plan import Plan
@@ -56,4 +56,5 @@ def children(of: GalvatronJob) -> tuple[Manifest, ...]:
         training.training_config_map(of, specification(of)),
         training.service(of),
         trainers(of),
+        placeholders.stateful_set(of, trainers(of), replicas=1),
     )

@@ -232,7 +232,7 @@ def test_the_api_server_takes_every_object_in_a_restricted_namespace(
 ) -> None:
     made = children(job({**changes, "metadata.namespace": restricted}))
     pods = [pod_of(child) for child in made if child["kind"] in ("Job", "StatefulSet")]
-    assert len(pods) == 2
+    assert len(pods) == 3
     for document in (*made, *pods):
         arguments = ("apply", "--server-side", "--dry-run=server", "--validate=strict", "--filename", "-")
         result = kubectl(environment, *arguments, document=document)

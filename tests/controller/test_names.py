@@ -13,7 +13,11 @@ LARGEST_ORDINAL = 4095
 
 
 def owners(job_name: str, digest: str) -> tuple[str, ...]:
-    return names.stateful_set(job_name), names.profiling_job(job_name, digest)
+    return (
+        names.stateful_set(job_name),
+        names.placeholders(job_name, uid=digest),
+        names.profiling_job(job_name, digest),
+    )
 
 
 @given(job_names, digests)
@@ -35,7 +39,8 @@ def test_names_leave_room_for_what_kubernetes_appends(job_name: str, digest: str
     for owner in owners(job_name, digest):
         assert len(names.pod(owner, LARGEST_ORDINAL)) <= 63
     # The label controller-revision-hash of a StatefulSet's pods: its name, a dash and ten characters.
-    assert len(names.stateful_set(job_name)) + 11 <= 63
+    for stateful_set in (names.stateful_set(job_name), names.placeholders(job_name, uid=digest)):
+        assert len(stateful_set) + 11 <= 63
 
 
 @given(job_names, digests)
@@ -47,8 +52,8 @@ def test_objects_of_one_job_and_kind_do_not_share_a_name(job_name: str, digest: 
         names.profile_config_map(digest),
     ]
     assert len(set(config_maps)) == len(config_maps)
-    # Both also name a Service.
-    assert len(set(owners(job_name, digest))) == 2
+    # The first and the last also name a Service.
+    assert len(set(owners(job_name, digest))) == 3
 
 
 @given(job_names)

@@ -85,14 +85,25 @@ class World:
     ages: dict[tuple[str, str], int] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
     image_digest: str = "sha256:" + "0" * 64
+    machines: list[str] | None = None
+    """Nodes with room for one pod each; None for one for every pod."""
+    num_placed: int = 0
 
     def lose_node_of(self, name: str) -> None:
         """Take away the machine under a pod: it stays as an object that is being deleted, and says nothing any more."""
         pod = next(pod for pod in self.pods() if pod["metadata"]["name"] == name)
         self.lost.add(pod["metadata"]["uid"])
+        if self.machines is not None:
+            self.machines.remove(pod["spec"]["nodeName"])
         pod["metadata"]["deletionTimestamp"] = _text(self.now)
         reason = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
         pod["status"]["conditions"] = [reason, {"type": "Ready", "status": "False"}]
+
+    def bring_back(self, machine: str) -> None:
+        """Start a machine again: it has room, and its kubelet ends what was there."""
+        assert self.machines is not None
+        self.machines.append(machine)
+        self.lost -= {pod["metadata"]["uid"] for pod in self.pods() if pod["spec"].get("nodeName") == machine}
 
     def step(self) -> None:
         """Let time pass: controllers act, pods grow older."""
@@ -105,6 +116,8 @@ class World:
                 self._run_stateful_set(owner)
             if kind is Kind.JOB:
                 self._run_job(owner)
+        for pod in self.pods():
+            self._place(pod)
         for pod in self.pods():
             self._run_pod(pod)
 
@@ -202,23 +215,46 @@ class World:
                 "annotations": template["metadata"].get("annotations", {}) | annotations,
                 "ownerReferences": [{"uid": owner["metadata"]["uid"], "controller": True}],
             },
-            "spec": template["spec"] | {"nodeName": f"node-{len(self.ages)}"},
-            "status": {
-                "phase": "Running",
-                "podIP": f"10.0.0.{len(self.ages)}",
-                "conditions": [{"type": "Ready", "status": "True"}],
-                "containerStatuses": [
-                    {
-                        "name": template["spec"]["containers"][0]["name"],
-                        "state": {"running": {"startedAt": _text(self.now)}},
-                        "imageID": f"registry/runtime@{self.image_digest}",
-                    }
-                ],
-            },
+            "spec": template["spec"],
+            "status": {"phase": "Pending"},
+        }
+
+    def _place(self, pod: Manifest) -> None:
+        """Be the scheduler, and the kubelet that starts what came to it."""
+        if "nodeName" in pod["spec"] or "deletionTimestamp" in pod["metadata"]:
+            return
+        taken = {other["spec"].get("nodeName") for other in self.pods()}
+        free = (
+            [f"node-{self.num_placed + 1}"]
+            if self.machines is None
+            else [one for one in self.machines if one not in taken]
+        )
+        if not free:
+            waits = {
+                "type": "PodScheduled",
+                "status": "False",
+                "reason": "Unschedulable",
+                "message": "0/2 nodes: no cpu",
+            }
+            pod["status"]["conditions"] = [waits]
+            return
+        self.num_placed += 1
+        pod["spec"]["nodeName"] = free[0]
+        pod["status"] = {
+            "phase": "Running",
+            "podIP": f"10.0.0.{self.num_placed}",
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "containerStatuses": [
+                {
+                    "name": pod["spec"]["containers"][0]["name"],
+                    "state": {"running": {"startedAt": _text(self.now)}},
+                    "imageID": f"registry/runtime@{self.image_digest}",
+                }
+            ],
         }
 
     def _run_pod(self, pod: Manifest) -> None:
-        if pod["metadata"]["uid"] in self.lost:
+        if pod["metadata"]["uid"] in self.lost or "nodeName" not in pod["spec"]:
             return
         # A rank waits for all others before its command gets anywhere.
         if self._is_complete(pod):
@@ -237,6 +273,7 @@ class World:
             if peer["metadata"]["ownerReferences"][0]["uid"] == owner_uid
             and peer["metadata"]["annotations"].get(names.ANNOTATION_ATTEMPT) == attempt
             and "deletionTimestamp" not in peer["metadata"]
+            and "nodeName" in peer["spec"]
         ]
         return len(peers) == int(owner["spec"].get("replicas", owner["spec"].get("completions")))
 

@@ -33,6 +33,7 @@ RIGHT: tuple[Changes, ...] = (
     {"spec.budget.resourceName": "cpu"},
     {"spec.execution": "Plan"},
     {"spec.suspend": True},
+    {"spec.budget.minGPUs": 2, "spec.elasticity": {"mode": "Replan", "rescaleDelaySeconds": 10}},
     {"spec.search": {"algorithm": "Fixed", "fixedPlanRef": {"name": "mine"}}},
     {"spec.search": {"algorithm": "GalvatronBMW", "excludedDimensions": ["CKPT", "TP"], "timeoutSeconds": 5}},
     {"spec.search": {"sequenceParallelism": True, "maxDegrees": {"tensor": 2}, "pipelineSchedule": "GPipe"}},

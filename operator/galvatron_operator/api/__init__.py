@@ -4,13 +4,13 @@ The first box of *job -> profile -> plan -> training*. Knows the planner's types
 """
 
 from galvatron_operator.api.job import GalvatronJob, Metadata, parse, training_spec
-from galvatron_operator.api.policy import FailureRule, ForceDeleteLostPods, RuleAction
+from galvatron_operator.api.placing import GangProvider
+from galvatron_operator.api.policy import ElasticityMode, FailureRule, ForceDeleteLostPods, RuleAction
 from galvatron_operator.api.reasons import FailureReason
 from galvatron_operator.api.spec import (
     CONTROLLER,
     DatasetSource,
     Execution,
-    GangProvider,
     ProfilingPolicy,
     Resume,
     Spec,
@@ -32,6 +32,7 @@ from galvatron_operator.api.status import (
     ProfilingStatus,
     ProgressStatus,
     Replan,
+    Rescale,
     RestartCount,
     Restarts,
     parse_status,
@@ -43,6 +44,7 @@ __all__ = [
     "ConditionStatus",
     "ConditionType",
     "DatasetSource",
+    "ElasticityMode",
     "Estimates",
     "Execution",
     "FailureReason",
@@ -64,6 +66,7 @@ __all__ = [
     "ProfilingStatus",
     "ProgressStatus",
     "Replan",
+    "Rescale",
     "RestartCount",
     "Restarts",
     "Resume",

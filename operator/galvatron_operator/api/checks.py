@@ -13,8 +13,9 @@ from pydantic.alias_generators import to_camel
 from galvatron_operator.api import overlay
 from galvatron_operator.api.models import IMAGE_FAMILIES, model_of
 from galvatron_operator.api.overlay import RESERVED_ENVIRONMENT
-from galvatron_operator.api.placing import network_problems, topology_problems
-from galvatron_operator.api.spec import Dataset, DatasetSource, GangProvider, ModelFields, ProfilingPolicy, Spec
+from galvatron_operator.api.placing import gang_problems, network_problems, topology_problems
+from galvatron_operator.api.policy import elasticity_problems
+from galvatron_operator.api.spec import Dataset, DatasetSource, ModelFields, ProfilingPolicy, Spec
 from galvatron_operator.names import MAX_JOB_NAME
 from galvatron_planner import catalogue
 from galvatron_planner.cluster import DeviceKind
@@ -194,6 +195,18 @@ def _budget(spec: Spec) -> Iterator[Finding]:
         )
 
 
+def _elasticity(spec: Spec) -> Iterator[Finding]:
+    found = elasticity_problems(
+        spec.elasticity.mode,
+        gpus=spec.budget.gpus,
+        min_gpus=spec.budget.min_gpus,
+        gpus_per_node=spec.budget.gpus_per_node,
+        is_plan_fixed=spec.search.algorithm is Algorithm.FIXED,
+    )
+    for field, problem, remedy in found:
+        yield Finding(f"spec.{field}", problem, remedy)
+
+
 def _batch(spec: Spec) -> Iterator[Finding]:
     field, batch = "spec.training.globalBatchSize", spec.training.global_batch_size
     shape = "write either {value: N} or {min: N, max: M, step: S}"
@@ -337,7 +350,7 @@ def _template(spec: Spec) -> Iterator[Finding]:
         yield Finding(f"spec.runtime.template.{field}".rstrip("."), problem, remedy)
 
 
-def _network(spec: Spec) -> Iterator[Finding]:
+def _placing(spec: Spec) -> Iterator[Finding]:
     runtime = spec.runtime
     if runtime.network is not None:
         found = network_problems(runtime.network, runtime.template, gpu_resource=spec.budget.resource_name)
@@ -345,6 +358,9 @@ def _network(spec: Spec) -> Iterator[Finding]:
     if spec.scheduling.topology is not None:
         found = topology_problems(runtime.template)
         yield from (Finding(f"spec.scheduling.topology.{field}", problem, remedy) for field, problem, remedy in found)
+    if spec.scheduling.gang is not None:
+        found = gang_problems(spec.scheduling.gang)
+        yield from (Finding(f"spec.scheduling.gang.{field}", problem, remedy) for field, problem, remedy in found)
 
 
 def _failure_rules(spec: Spec) -> Iterator[Finding]:
@@ -361,22 +377,10 @@ def _failure_rules(spec: Spec) -> Iterator[Finding]:
             yield Finding(field, f"has a rule {rule.name} that names something twice", "name it once")
 
 
-def _gang(spec: Spec) -> Iterator[Finding]:
-    gang = spec.scheduling.gang
-    if gang is None:
-        return
-    for field, value, provider in (
-        ("timeoutSeconds", gang.timeout_seconds, GangProvider.COSCHEDULING),
-        ("queue", gang.queue, GangProvider.VOLCANO),
-    ):
-        if value is not None and gang.provider is not provider:
-            problem = f"is given to provider {gang.provider}, which has no such setting"
-            yield Finding(f"spec.scheduling.gang.{field}", problem, f"leave it out, or set provider: {provider}")
-
-
 RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     _model,
     _budget,
+    _elasticity,
     _batch,
     _dataset,
     _optimizer,
@@ -384,7 +388,6 @@ RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     _profiling,
     _environment,
     _template,
-    _gang,
-    _network,
+    _placing,
     _failure_rules,
 )

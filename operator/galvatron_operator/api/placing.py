@@ -1,4 +1,4 @@
-"""``spec.scheduling.topology`` and ``spec.runtime.network``: where pods lie, and what network they have."""
+"""``spec.scheduling`` and ``spec.runtime.network``: who places pods, where, and what network they have."""
 
 from collections.abc import Iterator
 from enum import StrEnum
@@ -6,7 +6,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from galvatron_operator.api.overlay import RESERVED_KEYS, PodOverlay, Texts
-from galvatron_operator.api.values import LabelKey, ResourceName, SpecValue
+from galvatron_operator.api.values import LabelKey, ObjectName, ResourceName, Seconds, SpecValue
 
 
 class TopologyMode(StrEnum):
@@ -31,6 +31,23 @@ class Network(SpecValue):
     rdma_resource_name: ResourceName | None = None
     rdma_resource_count: int = Field(default=1, ge=1, le=64)
     annotations: Texts = Field(default_factory=dict, max_length=16)
+
+
+class GangProvider(StrEnum):
+    """Whose scheduler places all pods of a job or none."""
+
+    NONE = "None"
+    VOLCANO = "Volcano"
+    COSCHEDULING = "Coscheduling"
+    """The plugin of that name in kubernetes-sigs/scheduler-plugins."""
+
+
+class GangScheduling(SpecValue):
+    """``spec.scheduling.gang``; each of the other two fields belongs to one provider."""
+
+    provider: GangProvider
+    timeout_seconds: Seconds | None = None
+    queue: ObjectName | None = None
 
 
 def network_problems(
@@ -66,3 +83,14 @@ def topology_problems(template: PodOverlay | None) -> Iterator[tuple[str, str, s
     if affinity and "podAffinity" in affinity:
         remedy = "say by one of them which pods shall be near each other"
         yield "key", "is set beside podAffinity in spec.runtime.template", remedy
+
+
+def gang_problems(gang: GangScheduling) -> Iterator[tuple[str, str, str]]:
+    """Find what a gang's provider does not know, as (field below it, problem, remedy)."""
+    for field, value, provider in (
+        ("timeoutSeconds", gang.timeout_seconds, GangProvider.COSCHEDULING),
+        ("queue", gang.queue, GangProvider.VOLCANO),
+    ):
+        if value is not None and gang.provider is not provider:
+            problem = f"is given to provider {gang.provider}, which has no such setting"
+            yield field, problem, f"leave it out, or set provider: {provider}"

@@ -1,5 +1,10 @@
-"""``spec.failurePolicy``: when to start again, and when to give up; carried out by ``decide/rules.py``."""
+"""What a job does when something goes wrong, or takes too long.
 
+``spec.failurePolicy`` says when to start again and when to give up (``decide/rules.py``), ``spec.elasticity`` whether
+to go on with fewer nodes (``decide/rescaling.py``), ``spec.lifecycle`` what the ends are (``decide/finishing.py``).
+"""
+
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated
 
@@ -65,3 +70,48 @@ class FailurePolicy(SpecValue):
     node_lost_timeout_seconds: int = Field(default=120, ge=10, le=86_400)
     force_delete_lost_pods: ForceDeleteLostPods = ForceDeleteLostPods.NEVER
     rules: tuple[FailureRule, ...] = Field(default=(), max_length=16)
+
+
+class ElasticityMode(StrEnum):
+    """What a job does when not all of its nodes can be had."""
+
+    NONE = "None"
+    """It waits."""
+    REPLAN = "Replan"
+    """It is planned for the nodes that are left, and again for all of them when they are back."""
+
+
+class Elasticity(SpecValue):
+    """``spec.elasticity``; without a cluster it is ignored."""
+
+    mode: ElasticityMode = ElasticityMode.NONE
+    rescale_delay_seconds: int = Field(default=300, ge=10, le=86_400)
+
+
+class Lifecycle(SpecValue):
+    """``spec.lifecycle``, which may change while a job runs."""
+
+    active_deadline_seconds: Seconds | None = None
+    ttl_seconds_after_finished: int | None = Field(default=None, ge=0, le=31_536_000)
+    pod_retention_seconds: int = Field(default=0, ge=0, le=86_400)
+    termination_grace_period_seconds: int = Field(default=60, ge=30, le=3600)
+    start_deadline_seconds: Seconds | None = None
+
+
+def elasticity_problems(
+    mode: ElasticityMode, *, gpus: int, min_gpus: int | None, gpus_per_node: int, is_plan_fixed: bool
+) -> Iterator[tuple[str, str, str]]:
+    """Say what is wrong with ``spec.elasticity`` and what belongs to it, as field, problem and remedy."""
+    if mode is ElasticityMode.NONE:
+        if min_gpus is not None:
+            yield "budget.minGPUs", "is given with spec.elasticity.mode None", "leave it out, or set the mode to Replan"
+        return
+    if is_plan_fixed:
+        problem = "is Replan with spec.search.algorithm Fixed, whose plan is for one number of GPUs"
+        yield "elasticity.mode", problem, "leave it out, or use another algorithm"
+    least = min_gpus or gpus
+    if least >= gpus:
+        problem = f"is {least} with spec.elasticity.mode Replan, not below the {gpus} of spec.budget.gpus"
+        yield "budget.minGPUs", problem, "set it to a power of two below spec.budget.gpus"
+    elif least & (least - 1) or least % gpus_per_node:
+        yield "budget.minGPUs", f"is {least}, no power of two of whole nodes", "use gpusPerNode times a power of two"

@@ -12,8 +12,8 @@ from pydantic import Field, StringConstraints
 
 from galvatron_operator.api.overlay import PodOverlay
 from galvatron_operator.api.own import OwnFields
-from galvatron_operator.api.placing import Network, Topology
-from galvatron_operator.api.policy import FailurePolicy
+from galvatron_operator.api.placing import GangScheduling, Network, Topology
+from galvatron_operator.api.policy import Elasticity, FailurePolicy, Lifecycle
 from galvatron_operator.api.values import (
     BatchSize,
     CatalogueName,
@@ -76,6 +76,7 @@ class Budget(SpecValue):
     """``spec.budget``: the devices of the job and what may lie on each of them."""
 
     gpus: int = Field(ge=1, le=4096)
+    min_gpus: int | None = Field(default=None, ge=1, le=4096, alias="minGPUs")
     gpus_per_node: int = Field(ge=1, le=128)
     resource_name: str = Field(default="nvidia.com/gpu", min_length=1, max_length=253)
     memory_per_gpu: MemoryQuantity = Field(alias="memoryPerGPU")
@@ -86,6 +87,11 @@ class Budget(SpecValue):
     def num_nodes(self) -> int:
         """Pods of the job."""
         return self.gpus // self.gpus_per_node
+
+    @property
+    def min_nodes(self) -> int:
+        """Pods with which the job still trains."""
+        return (self.min_gpus or self.gpus) // self.gpus_per_node
 
     @property
     def uses_cpu(self) -> bool:
@@ -312,23 +318,6 @@ class Runtime(SpecValue):
     template: PodOverlay | None = None
 
 
-class GangProvider(StrEnum):
-    """Whose scheduler places all pods of a job or none."""
-
-    NONE = "None"
-    VOLCANO = "Volcano"
-    COSCHEDULING = "Coscheduling"
-    """The plugin of that name in kubernetes-sigs/scheduler-plugins."""
-
-
-class GangScheduling(SpecValue):
-    """``spec.scheduling.gang``; each of the other two fields belongs to one provider."""
-
-    provider: GangProvider
-    timeout_seconds: Seconds | None = None
-    queue: ObjectName | None = None
-
-
 class Scheduling(SpecValue):
     """``spec.scheduling``; without a cluster it is ignored."""
 
@@ -363,16 +352,6 @@ class Checkpoint(SpecValue):
     mode: CheckpointMode = CheckpointMode.AUTO
 
 
-class Lifecycle(SpecValue):
-    """``spec.lifecycle``, which may change while a job runs."""
-
-    active_deadline_seconds: Seconds | None = None
-    ttl_seconds_after_finished: int | None = Field(default=None, ge=0, le=31_536_000)
-    pod_retention_seconds: int = Field(default=0, ge=0, le=86_400)
-    termination_grace_period_seconds: int = Field(default=60, ge=30, le=3600)
-    start_deadline_seconds: Seconds | None = None
-
-
 class Observability(SpecValue):
     """``spec.observability``; the port belongs to pods that run, the period may change."""
 
@@ -395,5 +374,6 @@ class Spec(SpecValue):
     scheduling: Scheduling = Scheduling()
     checkpoint: Checkpoint | None = None
     failure_policy: FailurePolicy = FailurePolicy()
+    elasticity: Elasticity = Elasticity()
     lifecycle: Lifecycle = Lifecycle()
     observability: Observability = Observability()

@@ -228,6 +228,18 @@ class Replan(StatusValue):
     attempt: int
 
 
+class Rescale(StatusValue):
+    """For how many nodes the job is planned since that number changed last, and why."""
+
+    nodes: int
+    reason: str = Field(max_length=128)
+    message: str = Field(default="", max_length=MAX_MESSAGE)
+    attempt: int
+    global_batch_size: int
+    least_nodes: int = 1
+    not_before: Time
+
+
 class ProgressStatus(StatusValue):
     """How far training has come, and how far from the prediction."""
 
@@ -280,6 +292,7 @@ class JobStatus(StatusValue):
     profile: ProfileStatus | None = None
     plan: PlanStatus | None = None
     replan: Replan | None = None
+    rescale: Rescale | None = None
     image: str | None = None
     image_digests: tuple[str, ...] = ()
     image_time: Time | None = None

@@ -6,6 +6,7 @@
     no plan     search it                                    searching.py
     plan        train: attempts of a gang                    training.py, gang.py
     failure     restart, plan anew with less memory, end     restarting.py, replanning.py
+    nodes       plan anew for fewer, and for more again      rescaling.py
 
 Level-triggered: every decision follows from what exists now, so that an operator that was away, or was stopped between
 two actions, goes on as if it had never been away. Status is written before objects change; what a status says (the

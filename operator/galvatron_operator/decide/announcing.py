@@ -37,6 +37,12 @@ _PROBLEMS = frozenset(
 """Reasons that are news when they appear in a condition that is not true."""
 
 
+BETWEEN_ATTEMPTS = frozenset({"Restarting", "Rescaling"})
+"""Reasons of the condition Training from the end of one attempt to the first step of the next."""
+_NEWS = frozenset({"UserRequested", "Resumed", "Growing"})
+"""Reasons that are news and no problem."""
+
+
 def phase_of(status: JobStatus) -> Phase:
     """Sum up the conditions in one word."""
     for type_, phase in (
@@ -49,7 +55,7 @@ def phase_of(status: JobStatus) -> Phase:
             return phase
     if status.is_true(ConditionType.PLAN_READY):
         training = status.find(ConditionType.TRAINING)
-        return Phase.RESTARTING if training is not None and training.reason == "Restarting" else Phase.STARTING
+        return Phase.RESTARTING if training is not None and training.reason in BETWEEN_ATTEMPTS else Phase.STARTING
     if status.is_true(ConditionType.PROFILE_READY):
         return Phase.SEARCHING
     profile = status.find(ConditionType.PROFILE_READY)
@@ -103,6 +109,6 @@ def _event(condition: Condition) -> Event | None:
         return Event(condition.reason, condition.message, warning=False)
     if condition.reason in _PROBLEMS:
         return Event(condition.reason, condition.message, warning=True)
-    if condition.type is ConditionType.SUSPENDED and condition.reason in ("UserRequested", "Resumed"):
+    if condition.reason in _NEWS:
         return Event(condition.reason, condition.message, warning=False)
     return None

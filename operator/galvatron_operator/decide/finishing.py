@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from galvatron_operator import names
 from galvatron_operator.api import ConditionType, Execution, JobStatus
 from galvatron_operator.decide.observed import POD_GROUPS, Decision, Kind, Observed
 from galvatron_operator.decide.situation import (
@@ -41,7 +42,8 @@ def after_the_end(situation: Situation) -> Decision:
         return Decision(delete=(job_reference(situation.job),))
     until_release = situation.seconds_until(ended, plus_seconds=lifecycle.pod_retention_seconds)
     if until_release > 0 and held(situation.seen):
-        return situation.decide(after_seconds=_sooner(until_release, until_deletion))
+        useless = references(situation.seen.stateful_sets(names.COMPONENT_PLACEHOLDER))
+        return situation.decide(delete=useless, after_seconds=_sooner(until_release, until_deletion))
     released = _released(situation)
     return released.decide(delete=references(held(situation.seen)), after_seconds=until_deletion)
 

@@ -144,8 +144,15 @@ class Observed:
 
     def pods(self, component: str) -> tuple[Manifest, ...]:
         """Select pods of one component (a value of ``names.COMPONENT_...``)."""
-        labelled = ((pod, pod["metadata"].get("labels", {})) for pod in self.of_kind(Kind.POD))
-        return tuple(pod for pod, labels in labelled if labels.get(names.LABEL_COMPONENT) == component)
+        return self._of_component(Kind.POD, component)
+
+    def stateful_sets(self, component: str) -> tuple[Manifest, ...]:
+        """Select StatefulSets of one component; there is at most one."""
+        return self._of_component(Kind.STATEFUL_SET, component)
+
+    def _of_component(self, kind: Kind, component: str) -> tuple[Manifest, ...]:
+        labelled = ((child, child["metadata"].get("labels", {})) for child in self.of_kind(kind))
+        return tuple(child for child, labels in labelled if labels.get(names.LABEL_COMPONENT) == component)
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ def lacks_stateful_set(situation: Situation, *, num_kept: int, num_nodes: int) -
         num_nodes: pods that the attempt needs.
     """
     job, seen = situation.job, situation.seen
-    existing = seen.of_kind(Kind.STATEFUL_SET)
+    existing = seen.stateful_sets(names.COMPONENT_TRAINER)
     if job.queue is None and not any(map(_queue_of, existing)):
         return False
     if seconds_to_wait(situation):
@@ -95,7 +95,7 @@ def lacks_stateful_set(situation: Situation, *, num_kept: int, num_nodes: int) -
 
 def kept_template(situation: Situation, wanted: Manifest) -> Manifest:
     """Leave the template of a job of a queue as it is; which attempt its pods take part in is written on them."""
-    for existing in situation.seen.of_kind(Kind.STATEFUL_SET):
+    for existing in situation.seen.stateful_sets(names.COMPONENT_TRAINER):
         if situation.job.queue is not None:
             return training.with_template_for(wanted, training.made_for(existing))
     return wanted

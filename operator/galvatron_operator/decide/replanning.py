@@ -33,8 +33,10 @@ def memory_limit(status: JobStatus) -> int | None:
 
 def planned_cluster(situation: Situation) -> Cluster:
     """Describe the devices of the job as the search shall see them."""
-    limit, cluster = memory_limit(situation.status), situation.job.cluster
-    return cluster if limit is None else cluster.model_copy(update={"device_memory_bytes": limit})
+    status, cluster = situation.status, situation.job.cluster
+    limit, nodes = memory_limit(status), status.rescale.nodes if status.rescale is not None else None
+    memory = {} if limit is None else {"device_memory_bytes": limit}
+    return cluster.model_copy(update=memory if nodes is None else memory | {"num_nodes": nodes})
 
 
 def smaller_limit(plan: Plan, failure: Failure) -> int:

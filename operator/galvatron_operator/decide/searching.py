@@ -19,12 +19,13 @@ from galvatron_operator.api.job import PIPELINE_SCHEDULES
 from galvatron_operator.api.status import MAX_LAYER_GROUPS
 from galvatron_operator.decide.observed import Decision, Kind, SearchOrder, SearchOutcome, SearchProblem
 from galvatron_operator.decide.replanning import memory_limit, planned_cluster, replanning_text, say_replanning
+from galvatron_operator.decide.rescaling import reduced_text, say_rescaling, take_back
 from galvatron_operator.decide.situation import AT_ONCE_SECONDS, FALSE, POLL_SECONDS, TRUE, Situation, fail
 from galvatron_operator.manifests import training
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_planner.errors import InvalidDocument
 from galvatron_planner.plan import Plan
-from galvatron_planner.problem import Algorithm
+from galvatron_planner.problem import Algorithm, BatchRange
 from galvatron_planner.profiles import Profile
 from galvatron_planner.units import format_quantity
 
@@ -39,7 +40,7 @@ def existing_plan(status: JobStatus | None, children: Iterable[Manifest]) -> Pla
     """Read the plan under which a job trains, if there is one.
 
     It is kept whatever becomes of the profile it rests on. Once a job was planned anew, only a plan counts that was
-    made under its present limit.
+    made under its present limit, and for its present number of nodes.
 
     Args:
         status: what is known of the job.
@@ -49,16 +50,32 @@ def existing_plan(status: JobStatus | None, children: Iterable[Manifest]) -> Pla
         InvalidDocument: when this version cannot read a plan.
         InvalidInput: when somebody else wrote the status.
     """
+    children = tuple(children)
     data = {child["metadata"]["name"]: child.get("data", {}) for child in children if child["kind"] == Kind.CONFIG_MAP}
     plans = {name: _read_plan(texts[names.PLAN_KEY]) for name, texts in data.items() if names.PLAN_KEY in texts}
     limit = memory_limit(status) if status is not None else None
     if limit is not None:
         plans = {name: plan for name, plan in plans.items() if plan.cluster.device_memory_bytes == limit}
+    if status is not None and status.rescale is not None:
+        plans = {name: plan for name, plan in plans.items() if plan.cluster.num_nodes == status.rescale.nodes}
     if not plans:
         return None
     known = status.plan.config_map_name if status is not None and status.plan is not None else None
-    # Without a status, the plan with the least memory is the newest.
-    return plans.get(known or "") or min(plans.values(), key=lambda plan: plan.cluster.device_memory_bytes)
+    return plans.get(known or "") or _newest(plans.values(), children)
+
+
+def _newest(plans: Iterable[Plan], children: Iterable[Manifest]) -> Plan:
+    """Tell under which plan the job trains when its status does not: the trainers' own, or that of the least memory."""
+    sets = (child["metadata"] for child in children if child["kind"] == Kind.STATEFUL_SET)
+    hashes = {metadata.get("labels", {}).get(names.LABEL_PLAN_HASH) for metadata in sets}
+    return min(
+        plans,
+        key=lambda plan: (
+            names.plan_hash(plan.digest()) not in hashes,
+            plan.cluster.device_memory_bytes,
+            -plan.cluster.num_nodes,
+        ),
+    )
 
 
 # Kept, because every round reads the plan, and a job that was planned anew has several.
@@ -74,7 +91,10 @@ def say_plan_ready(situation: Situation, plan: Plan) -> Situation:
     if known is None or known.config_map_name != name:
         known = _plan_status(situation.job, plan, name, situation.seen.search)
     reason = "FixedPlan" if situation.job.spec.search.algorithm is Algorithm.FIXED else "PlanFound"
-    ready = situation.with_status(plan=known).say(ConditionType.PLAN_READY, TRUE, reason, plan.summary)
+    message = plan.summary
+    if (reduced := reduced_text(situation, plan)) is not None:
+        reason, message = "PlanReduced", f"{plan.summary}, {reduced}"
+    ready = situation.with_status(plan=known).say(ConditionType.PLAN_READY, TRUE, reason, message)
     if ready.status.is_true(ConditionType.PROFILE_READY):
         return ready
     # The status that said so was lost; the plan is proof that there was a profile.
@@ -117,6 +137,10 @@ def search(situation: Situation, profile: Profile) -> Decision:
     """Have the plan searched, or the user's own priced, and keep it when that is done."""
     job = situation.job
     problem = job.problem(profile, planned_cluster(situation))
+    if (rescale := situation.status.rescale) is not None:
+        # Of a range, another size in the middle of a training would be another training.
+        only = BatchRange(minimum=rescale.global_batch_size, maximum=rescale.global_batch_size)
+        problem = problem.model_copy(update={"batch": only})
     order = SearchOrder(
         problem,
         timeout_seconds=job.spec.search.timeout_seconds,
@@ -132,14 +156,18 @@ def search(situation: Situation, profile: Profile) -> Decision:
 
 
 def _say_searching(situation: Situation) -> Situation:
-    replan = situation.status.replan
+    replan, rescale = situation.status.replan, situation.status.rescale
+    if rescale is not None and (replan is None or replan.attempt <= rescale.attempt):
+        return say_rescaling(situation, rescale)
     if replan is not None:
         return say_replanning(situation, replan)
     return situation.say(ConditionType.PLAN_READY, FALSE, "Searching")
 
 
 def _without_plan(situation: Situation, outcome: SearchOutcome) -> Decision:
-    """End the job; where it had a plan, over what made another one necessary."""
+    """End the job, over what made another plan necessary if it had one; or wait for all of its nodes."""
+    if (taken_back := take_back(situation, outcome.message)) is not None:
+        return taken_back
     reason, replan, unfit = str(outcome.problem), situation.status.replan, SearchProblem.NO_FEASIBLE_PLAN
     message = outcome.message + (situation.job.kept_free if outcome.problem is unfit else "")
     told = situation.say(ConditionType.PLAN_READY, FALSE, reason, message)

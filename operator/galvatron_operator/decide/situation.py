@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from galvatron_operator import names
-from galvatron_operator.api import ConditionStatus, ConditionType, FailureRecord, GalvatronJob, JobStatus
+from galvatron_operator.api import ConditionStatus, ConditionType, FailureRecord, GalvatronJob, JobStatus, Nodes
 from galvatron_operator.decide.observed import Decision, Kind, ObjectRef, Observed, reference
 from galvatron_operator.failures import Failure
 from galvatron_operator.manifests.metadata import Manifest
@@ -72,6 +72,13 @@ def complete(situation: Situation, reason: str, message: str) -> Decision:
     """End the job well; see :func:`fail` for what it still holds."""
     completed = situation.say(ConditionType.COMPLETE, TRUE, reason, message).with_status(completion_time=situation.now)
     return completed.decide(after_seconds=AT_ONCE_SECONDS)
+
+
+def next_attempt(situation: Situation) -> Situation:
+    """Begin another attempt although none has failed: it does not count, and does not wait."""
+    status = situation.status
+    restarts = status.restarts.model_copy(update={"not_before": situation.now, "furthest_step": status.furthest_step})
+    return situation.with_status(attempt=status.attempt + 1, restarts=restarts, nodes=Nodes())
 
 
 def record(situation: Situation, failure: Failure) -> FailureRecord:

@@ -2,11 +2,13 @@
 
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, Nodes, training_spec
+from galvatron_operator.decide.announcing import BETWEEN_ATTEMPTS
 from galvatron_operator.decide.gang import Gang, gang_failure, gang_of, progress_status, stale_pods
 from galvatron_operator.decide.images import say_images
 from galvatron_operator.decide.lost import lost_pods, lost_text, to_force
-from galvatron_operator.decide.observed import Decision, Kind
+from galvatron_operator.decide.observed import Decision
 from galvatron_operator.decide.queueing import hindrance, is_placed, kept_template, lacks_stateful_set
+from galvatron_operator.decide.rescaling import rescale, rest, with_placeholders
 from galvatron_operator.decide.restarting import beginning, react, seconds_to_wait
 from galvatron_operator.decide.situation import (
     FALSE,
@@ -16,6 +18,7 @@ from galvatron_operator.decide.situation import (
     attempt_of,
     complete,
     missing,
+    next_attempt,
     references,
 )
 from galvatron_operator.decide.staying import staying_pods
@@ -40,30 +43,37 @@ def train(situation: Situation, plan: Plan) -> Decision:
     failure = gang_failure(gang, told.status, progress_deadline_seconds=deadline_seconds, now=told.now)
     if failure is not None:
         return react(_say_nodes(told, gang), plan, failure)
-    lost = lost_pods(told, names.COMPONENT_TRAINER)
-    wanted = _wanted(told, plan)
-    sets = told.seen.of_kind(Kind.STATEFUL_SET)
-    trainers = next(m for m in (*wanted, *sets) if m["kind"] == Kind.STATEFUL_SET)
-    staying = () if seconds_to_wait(told) else staying_pods(told.seen, trainers, attempt=attempt)
-    num_kept = len(gang.pods) + len(staying)
-    if lacks_stateful_set(told, num_kept=num_kept, num_nodes=gang.num_nodes):
-        wanted, staying = tuple(m for m in wanted if m["kind"] != Kind.STATEFUL_SET), ()
-    else:
-        sets = ()
-    stale = stale_pods(told.seen, attempt=attempt)
-    return _say_gang(told, gang, lost).decide(
-        # The StatefulSet first: what it makes in place of a deleted pod belongs to this attempt.
-        apply=(*missing(told.seen, *wanted), *(training.attempt_of_pod(pod, attempt) for pod in staying)),
-        delete=references((*sets, *(pod for pod in stale if pod not in staying))),
-        force_delete=to_force(told, lost),
-        after_seconds=_look_again_seconds(told, gang),
-    )
+    if (rescaled := rescale(_say_nodes(told, gang), plan, gang)) is not None:
+        return rescaled
+    return _go_on(rest(told), plan, gang)
 
 
 def has_finished_training(situation: Situation, plan: Plan) -> bool:
     """Tell whether the current attempt is through."""
     gang = gang_of(situation.seen, attempt=_known_attempt(situation), num_nodes=plan.cluster.num_nodes)
     return gang.has_succeeded
+
+
+def _go_on(situation: Situation, plan: Plan, gang: Gang) -> Decision:
+    """See to it that there is what the current attempt needs, and nothing of others."""
+    seen, attempt = situation.seen, situation.status.attempt
+    lost = lost_pods(situation, names.COMPONENT_TRAINER)
+    around, trainers = _wanted(situation, plan)
+    running = _under_way(situation, trainers)
+    wanted = (*around, kept_template(situation, trainers)) if running is None else around
+    staying = () if seconds_to_wait(situation) else staying_pods(seen, running or trainers, attempt=attempt)
+    ending: tuple[Manifest, ...] = ()
+    if lacks_stateful_set(situation, num_kept=len(gang.pods) + len(staying), num_nodes=gang.num_nodes):
+        wanted, staying, ending = around, (), seen.stateful_sets(names.COMPONENT_TRAINER)
+    stale = stale_pods(seen, attempt=attempt)
+    decision = _say_gang(situation, gang, lost).decide(
+        # The StatefulSet first: what it makes in place of a deleted pod belongs to this attempt.
+        apply=(*missing(seen, *wanted), *(training.attempt_of_pod(pod, attempt) for pod in staying)),
+        delete=references((*ending, *(pod for pod in stale if pod not in staying))),
+        force_delete=to_force(situation, lost),
+        after_seconds=_look_again_seconds(situation, gang),
+    )
+    return with_placeholders(decision, situation, plan, trainers)
 
 
 def _look_again_seconds(situation: Situation, gang: Gang) -> float:
@@ -74,32 +84,30 @@ def _look_again_seconds(situation: Situation, gang: Gang) -> float:
 
 def _known_attempt(situation: Situation) -> int:
     """The newest attempt, from whichever knows it: the status, or the objects when the status was lost."""
-    observed = (attempt_of(stateful_set) for stateful_set in situation.seen.of_kind(Kind.STATEFUL_SET))
+    observed = (attempt_of(stateful_set) for stateful_set in situation.seen.stateful_sets(names.COMPONENT_TRAINER))
     return max(situation.status.attempt, *observed, 0)
 
 
 def _say_attempt(situation: Situation) -> Situation:
     """Number the attempt; after a suspension it is a new one, because ending pods may still write."""
-    attempt = max(_known_attempt(situation), 1)
+    numbered = situation.with_status(attempt=max(_known_attempt(situation), 1))
     if situation.job.spec.suspend or not situation.status.is_true(ConditionType.SUSPENDED):
-        return situation.with_status(attempt=attempt)
-    resumed = situation.say(ConditionType.SUSPENDED, FALSE, "Resumed", "from the newest training checkpoint, if any")
-    status = situation.status
-    restarts = status.restarts.model_copy(update={"not_before": situation.now, "furthest_step": status.furthest_step})
-    attempt = attempt if status.attempt == 0 else attempt + 1
-    return resumed.with_status(attempt=attempt, restarts=restarts, nodes=Nodes())
+        return numbered
+    resumed = numbered.say(ConditionType.SUSPENDED, FALSE, "Resumed", "from the newest training checkpoint, if any")
+    return resumed if situation.status.attempt == 0 else next_attempt(resumed)
 
 
 def _image(situation: Situation) -> str:
     """Give the image that the first trainers had: another one may write and read other training checkpoints."""
     if situation.status.image is not None:
         return situation.status.image
-    existing = situation.seen.of_kind(Kind.STATEFUL_SET)
+    existing = situation.seen.stateful_sets(names.COMPONENT_TRAINER)
     images = (owner["spec"]["template"]["spec"]["containers"][0]["image"] for owner in existing)
     return next(images, situation.image)
 
 
-def _wanted(situation: Situation, plan: Plan) -> tuple[Manifest, ...]:
+def _wanted(situation: Situation, plan: Plan) -> tuple[tuple[Manifest, ...], Manifest]:
+    """Write what the trainers need, and their StatefulSet."""
     job = situation.job
     document = training_spec(
         job,
@@ -117,19 +125,17 @@ def _wanted(situation: Situation, plan: Plan) -> tuple[Manifest, ...]:
         replicas=0 if seconds_to_wait(situation) else plan.cluster.num_nodes,
     )
     groups = () if is_placed(situation.status) else training.pod_groups(job, plan)
-    around = (training.training_config_map(job, document), training.service(job), *groups)
-    return around if _is_under_way(situation, trainers) else (*around, kept_template(situation, trainers))
+    return (training.training_config_map(job, document), training.service(job), *groups), trainers
 
 
-def _is_under_way(situation: Situation, wanted: Manifest) -> bool:
-    """Tell whether the trainers are those of this attempt already, however another version would write them.
+def _under_way(situation: Situation, wanted: Manifest) -> Manifest | None:
+    """Find the trainers if they are those of this attempt already, however another version would write them.
 
     What changes within an attempt would only be seen in a pod that is made anew, and that pod fit the others no more.
     """
-    return any(
-        attempt_of(existing) == attempt_of(wanted) and existing["spec"].get("replicas") == wanted["spec"]["replicas"]
-        for existing in situation.seen.of_kind(Kind.STATEFUL_SET)
-    )
+    existing = situation.seen.stateful_sets(names.COMPONENT_TRAINER)
+    alike = (e for e in existing if attempt_of(e) == attempt_of(wanted))
+    return next((e for e in alike if e["spec"].get("replicas") == wanted["spec"]["replicas"]), None)
 
 
 def _say_progress(situation: Situation, gang: Gang, plan: Plan) -> Situation:
@@ -148,7 +154,9 @@ def _say_gang(situation: Situation, gang: Gang, lost: tuple[Manifest, ...]) -> S
     """Say how the pods are, and what keeps them from training."""
     said = _say_nodes(situation, gang)
     training_ = situation.status.find(ConditionType.TRAINING)
-    if not said.status.is_true(ConditionType.TRAINING) and (training_ is None or training_.reason != "Restarting"):
+    if not said.status.is_true(ConditionType.TRAINING) and (
+        training_ is None or training_.reason not in BETWEEN_ATTEMPTS
+    ):
         running = any(report.state is WorkerState.RUNNING for report in gang.reports.values())
         said = said.say(ConditionType.TRAINING, FALSE, "Rendezvous" if running else "NotStarted")
     if gang.num_ready == gang.num_nodes:
