@@ -91,7 +91,14 @@ class FaultyJobs:
         )
 
     def start(
-        self, name: str, fault: str = "", *, steps: int = 60, memory_limit: str | None = None, **spec: Any
+        self,
+        name: str,
+        fault: str = "",
+        *,
+        steps: int = 60,
+        cpu: str = "200m",
+        memory_limit: str | None = None,
+        **spec: Any,
     ) -> None:
         """Apply a job.
 
@@ -99,13 +106,15 @@ class FaultyJobs:
             name: of the job.
             fault: ``KIND:RANK:STEP`` as in ``faults/faulty.py``.
             steps: of training.
+            cpu: that every pod asks for.
             memory_limit: of every pod, None for none.
             spec: replaces whole fields.
         """
         body = self._described["spec"]
         env = [{"name": "FAULT", "value": fault}] if fault else []
         limits = {"limits": {"memory": memory_limit}} if memory_limit else {}
-        runtime = {**body["runtime"], "env": env, "resources": {**body["runtime"]["resources"], **limits}}
+        requests = {"requests": {**body["runtime"]["resources"]["requests"], "cpu": cpu}}
+        runtime = {**body["runtime"], "env": env, "resources": {**requests, **limits}}
         self._kubectl.apply(
             {
                 **self._described,
