@@ -10,10 +10,12 @@ from enum import StrEnum
 from typing import Any
 
 from galvatron_operator.api import FailureReason
-from galvatron_planner.worker import WorkerFailure, WorkerState, WorkerStatus
+from galvatron_planner.worker import ExitClass, WorkerFailure, WorkerState, WorkerStatus
 
 Pod = Mapping[str, Any]
 
+OUT_OF_MEMORY = "OOMKilled"
+"""What the kubelet calls it when a container had no more host memory."""
 SETTLE_SECONDS = 15.0
 """How long a lost connection waits for its cause: the kubelet reports a killed peer seconds after its partners."""
 
@@ -110,12 +112,34 @@ def failure_of(pod: Pod, report: WorkerStatus | None, *, now: datetime) -> Failu
     """
     if report is not None and report.state is WorkerState.SUCCEEDED:
         return None
+    if (taken := taken_away(pod, report, now=now)) is not None and _only_stopped(pod, report):
+        return taken
     # A killed supervisor starts again in the same pod, and what it says then hides what killed it.
     if (killed := _killed(pod, now)) is not None:
         return killed
     if report is not None and report.failure is not None:
         return _reported(pod, report.failure)
-    return _disrupted(pod, now) or _unreachable(pod, report, now) or _deleted(pod, now) or _ended(pod, now)
+    return taken or _ended(pod, now)
+
+
+def taken_away(pod: Pod, report: WorkerStatus | None, *, now: datetime) -> Failure | None:
+    """Tell who takes a pod away, or None when nobody does."""
+    return _disrupted(pod, now) or _unreachable(pod, report, now) or _deleted(pod, now)
+
+
+def may_still_save(pod: Pod, report: WorkerStatus | None, *, now: datetime) -> bool:
+    """Tell whether a pod is taken away whose ranks have time left to save their work, and have not ended.
+
+    They do it together with those of the other pods, so nobody may end these meanwhile.
+    """
+    taken = taken_away(pod, report, now=now)
+    if taken is None or taken.reason is FailureReason.NODE_LOST:
+        return False
+    end = pod["metadata"].get("deletionTimestamp")
+    containers = pod.get("status", {}).get("containerStatuses", ())
+    runs = any("running" in container.get("state", {}) for container in containers)
+    has_ended = report is not None and report.state in (WorkerState.SUCCEEDED, WorkerState.FAILED)
+    return runs and not has_ended and (end is None or parse_time(end) > now)
 
 
 def cause(failures: Iterable[Failure], *, now: datetime, all_have_spoken: bool = False) -> Failure | None:
@@ -138,6 +162,17 @@ def cause(failures: Iterable[Failure], *, now: datetime, all_have_spoken: bool =
 def parse_time(text: str) -> datetime:
     """Read a time as the API writes it."""
     return datetime.fromisoformat(text).astimezone(UTC)
+
+
+def _only_stopped(pod: Pod, report: WorkerStatus | None) -> bool:
+    """Tell whether a pod has ended, if it has, as it does on request: what that was is known better elsewhere."""
+    if report is not None and report.failure is not None and report.failure.reason is not ExitClass.PREEMPTED:
+        return False
+    containers = pod.get("status", {}).get("containerStatuses", ())
+    if any("terminated" in container.get("lastState", {}) for container in containers):
+        return False
+    ended = (container.get("state", {}).get("terminated", {}) for container in containers)
+    return all(each.get("reason") != OUT_OF_MEMORY for each in ended)
 
 
 def _reported(pod: Pod, failure: WorkerFailure) -> Failure:
@@ -178,7 +213,7 @@ def _killed(pod: Pod, now: datetime) -> Failure | None:
         ended = container.get("state", {}).get("terminated") or container.get("lastState", {}).get("terminated")
         if ended is None:
             continue
-        out_of_memory = ended.get("reason") == "OOMKilled"
+        out_of_memory = ended.get("reason") == OUT_OF_MEMORY
         reason = FailureReason.OUT_OF_HOST_MEMORY if out_of_memory else FailureReason.SUPERVISOR_EXITED
         code = ended.get("exitCode")
         message = ended.get("message") or f"the container ended with code {code} ({ended.get('reason', 'no reason')})"
@@ -195,9 +230,12 @@ def _unreachable(pod: Pod, report: WorkerStatus | None, now: datetime) -> Failur
 
 
 def _deleted(pod: Pod, now: datetime) -> Failure | None:
-    if "deletionTimestamp" not in pod["metadata"]:
+    metadata = pod["metadata"]
+    if "deletionTimestamp" not in metadata:
         return None
-    return _of_pod(pod, FailureReason.POD_LOST, "the pod is being deleted", now)
+    # Kubernetes writes there when the grace period ends, not when somebody asked.
+    asked = parse_time(metadata["deletionTimestamp"]) - timedelta(seconds=metadata.get("deletionGracePeriodSeconds", 0))
+    return _of_pod(pod, FailureReason.POD_LOST, "the pod is being deleted", min(asked, now))
 
 
 def _ended(pod: Pod, now: datetime) -> Failure | None:

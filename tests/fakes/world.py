@@ -105,6 +105,15 @@ class World:
         self.machines.append(machine)
         self.lost -= {pod["metadata"]["uid"] for pod in self.pods() if pod["spec"].get("nodeName") == machine}
 
+    def take_away(self, name: str, reason: str | None, *, grace_seconds: int = 120) -> None:
+        """Delete a pod with a grace period, as an eviction does: its ranks go on until the next step of the world."""
+        pod = next(pod for pod in self.pods() if pod["metadata"]["name"] == name)
+        pod["metadata"]["deletionTimestamp"] = _text(self.now + timedelta(seconds=grace_seconds))
+        pod["metadata"]["deletionGracePeriodSeconds"] = grace_seconds
+        if reason is not None:
+            time = {"lastTransitionTime": _text(self.now)}
+            pod["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": reason} | time]
+
     def step(self) -> None:
         """Let time pass: controllers act, pods grow older."""
         self.now += timedelta(seconds=STEP_SECONDS)

@@ -20,7 +20,7 @@ from galvatron_operator.api.spec import (
     SecretReference,
     Spec,
 )
-from galvatron_operator.api.status import MAX_REPROFILE
+from galvatron_operator.api.status import MAX_ANNOTATION
 from galvatron_operator.api.values import SpecValue
 from galvatron_planner.cluster import Cluster, DeviceKind
 from galvatron_planner.errors import InvalidInput
@@ -109,8 +109,16 @@ class GalvatronJob(SpecValue):
     @property
     def reprofile(self) -> str | None:
         """What the user has written last to have the job measured again, cut to what ``status`` holds."""
-        value = (self.metadata.annotations or {}).get(names.ANNOTATION_REPROFILE)
-        return None if value is None else value[:MAX_REPROFILE]
+        return self._asked(names.ANNOTATION_REPROFILE)
+
+    @property
+    def replan(self) -> str | None:
+        """What the user has written last to have another plan searched, cut to what ``status`` holds."""
+        return self._asked(names.ANNOTATION_REPLAN)
+
+    def _asked(self, annotation: str) -> str | None:
+        value = (self.metadata.annotations or {}).get(annotation)
+        return None if value is None else value[:MAX_ANNOTATION]
 
     @property
     def queue(self) -> str | None:

@@ -20,8 +20,8 @@ MAX_MESSAGE = 1024
 """Characters of a condition's message; longer ones are cut."""
 MAX_LAYER_GROUPS = 64
 """Groups of layers in ``status.plan.layerGroups``; the plan's ConfigMap has all."""
-MAX_REPROFILE = 253
-"""Characters of the annotation ``galvatron.io/reprofile`` that count."""
+MAX_ANNOTATION = 253
+"""Characters of the annotations ``galvatron.io/reprofile`` and ``galvatron.io/replan`` that count."""
 MAX_FAILURES = 10
 """Records kept in ``status.failures``, newest first."""
 
@@ -175,7 +175,7 @@ class ProfilingStatus(StatusValue):
 
     attempt: int = 0
     retries: tuple[RestartCount, ...] = ()
-    reprofile: str | None = Field(default=None, max_length=MAX_REPROFILE)
+    reprofile: str | None = Field(default=None, max_length=MAX_ANNOTATION)
 
 
 class Estimates(StatusValue):
@@ -240,6 +240,14 @@ class Rescale(StatusValue):
     not_before: Time
 
 
+class ReplanRequest(StatusValue):
+    """What came of the newest value of the annotation ``galvatron.io/replan``."""
+
+    value: str = Field(max_length=MAX_ANNOTATION)
+    result: str = Field(max_length=128)
+    message: str = Field(default="", max_length=MAX_MESSAGE)
+
+
 class ProgressStatus(StatusValue):
     """How far training has come, and how far from the prediction."""
 
@@ -293,6 +301,7 @@ class JobStatus(StatusValue):
     plan: PlanStatus | None = None
     replan: Replan | None = None
     rescale: Rescale | None = None
+    replan_request: ReplanRequest | None = None
     image: str | None = None
     image_digests: tuple[str, ...] = ()
     image_time: Time | None = None

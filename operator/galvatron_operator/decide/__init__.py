@@ -7,6 +7,7 @@
     plan        train: attempts of a gang                    training.py, gang.py
     failure     restart, plan anew with less memory, end     restarting.py, replanning.py
     nodes       plan anew for fewer, and for more again      rescaling.py
+    annotation  another plan for a job that trains           requests.py
 
 Level-triggered: every decision follows from what exists now, so that an operator that was away, or was stopped between
 two actions, goes on as if it had never been away. Status is written before objects change; what a status says (the
@@ -39,6 +40,7 @@ from galvatron_operator.decide.observed import (
 )
 from galvatron_operator.decide.profiling import heed_reprofile, measure, request_of, without_profilers
 from galvatron_operator.decide.queueing import pod_groups_of
+from galvatron_operator.decide.requests import answer_request, asks_for_another_plan
 from galvatron_operator.decide.searching import await_fixed_plan, brought_plan, existing_plan, say_plan_ready, search
 from galvatron_operator.decide.situation import FALSE, TRUE, Situation, complete, references
 from galvatron_operator.decide.training import has_finished_training, train
@@ -163,9 +165,9 @@ def profiles_to_look_up(
         fixed_plan: the ConfigMap of :func:`fixed_plan_to_look_up`, if it is there.
     """
     try:
-        if existing_plan(parse_status(body), children) is not None:
+        job, status = parse(body), parse_status(body)
+        if existing_plan(status, children) is not None and not asks_for_another_plan(job, status):
             return ()
-        job = parse(body)
         brought = brought_plan(job, fixed_plan)
     except (InvalidInput, InvalidDocument):
         # ``decide`` says so.
@@ -240,7 +242,7 @@ def _advance(situation: Situation, plan: Plan | None) -> Decision:
     ready = say_what_comes_later(say_plan_ready(situation, plan))
     if situation.job.spec.execution is Execution.PLAN:
         return complete(_resume(ready), "PlanOnly", plan.summary)
-    return without_profilers(train(ready, plan), situation.seen)
+    return without_profilers(answer_request(ready, plan, train(ready, plan)), situation.seen)
 
 
 def _resume(situation: Situation) -> Situation:

@@ -41,6 +41,8 @@ BETWEEN_ATTEMPTS = frozenset({"Restarting", "Rescaling"})
 """Reasons of the condition Training from the end of one attempt to the first step of the next."""
 _NEWS = frozenset({"UserRequested", "Resumed", "Growing"})
 """Reasons that are news and no problem."""
+_PLANNED = ("NewPlan", "SamePlan")
+"""Good answers to a user who asks for another plan."""
 
 
 def phase_of(status: JobStatus) -> Phase:
@@ -69,6 +71,9 @@ def announce(before: JobStatus | None, after: JobStatus) -> Iterator[Event]:
         same = known is not None and (known.status, known.reason) == (condition.status, condition.reason)
         if not same and (event := _event(condition)) is not None:
             yield event
+    answer = after.replan_request
+    if answer is not None and answer != (before.replan_request if before is not None else None):
+        yield Event(answer.result, answer.message, warning=answer.result not in _PLANNED)
 
 
 def event_manifest(event: Event, body: Manifest, *, now: datetime) -> Manifest:

@@ -8,7 +8,7 @@ from galvatron_operator import names
 from galvatron_operator.api import ConditionType, FailureReason, JobStatus, ProgressStatus
 from galvatron_operator.decide.observed import Observed
 from galvatron_operator.decide.situation import attempt_of
-from galvatron_operator.failures import Failure, cause, failure_of, parse_time
+from galvatron_operator.failures import Failure, cause, failure_of, may_still_save, parse_time, taken_away
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.obstacles import obstacle, placed_since
 from galvatron_planner.plan import Plan
@@ -62,6 +62,10 @@ class Gang:
         """Names of pods whose supervisors do not answer."""
         return tuple(name for pod in self.pods if (name := pod["metadata"]["name"]) not in self.reports)
 
+    def report_of(self, pod: Manifest) -> WorkerStatus | None:
+        """What the supervisor of a pod says."""
+        return self.reports.get(pod["metadata"]["name"])
+
     @property
     def progress(self) -> Progress | None:
         """How far the gang has come: the pod that is furthest, with what only other pods know filled in."""
@@ -90,18 +94,24 @@ def stale_pods(seen: Observed, *, attempt: int) -> tuple[Manifest, ...]:
 
 def gang_failure(gang: Gang, status: JobStatus, *, progress_deadline_seconds: int, now: datetime) -> Failure | None:
     """Tell why the gang cannot go on, or None when it can or when that may still have to show itself."""
-    found = [
-        failure
-        for pod in gang.pods
-        if (failure := failure_of(pod, gang.reports.get(pod["metadata"]["name"]), now=now)) is not None
-    ]
+    found = [failure for pod in gang.pods if (failure := failure_of(pod, gang.report_of(pod), now=now)) is not None]
     all_have_spoken = len(found) == gang.num_nodes
     if (lost := _lost_member(gang, status, now)) is not None:
         # With the others: its peers lose their connections to it, which is not what has happened.
         found.append(lost)
-    if not found:
+    if not found or _is_saving(gang, found, now):
         return _stalled(gang, status, progress_deadline_seconds, now)
     return cause(found, now=now, all_have_spoken=all_have_spoken)
+
+
+def first_sign(gang: Gang, *, now: datetime) -> Failure | None:
+    """Tell which pod is taken away first, while the ranks may still save their work; None when none is."""
+    taken = (
+        taken_away(pod, gang.report_of(pod), now=now)
+        for pod in gang.pods
+        if may_still_save(pod, gang.report_of(pod), now=now)
+    )
+    return min((failure for failure in taken if failure is not None), key=lambda failure: failure.time, default=None)
 
 
 def progress_status(progress: Progress, plan: Plan, *, before: ProgressStatus | None, now: datetime) -> ProgressStatus:
@@ -122,6 +132,20 @@ def progress_status(progress: Progress, plan: Plan, *, before: ProgressStatus | 
         last_checkpoint_step=progress.last_checkpoint_step,
         last_update_time=now if moved or before is None else before.last_update_time,
     )
+
+
+_TAKEN = frozenset({FailureReason.EVICTED, FailureReason.PREEMPTED, FailureReason.POD_LOST})
+"""Failures that leave the ranks of all pods time to save their work together."""
+
+
+def _is_saving(gang: Gang, found: list[Failure], now: datetime) -> bool:
+    """Tell whether nothing has gone wrong but that pods are taken away, in one of which ranks still work.
+
+    Another attempt would end those of the other pods at once, and with them what all save together.
+    """
+    if any(failure.reason not in _TAKEN for failure in found):
+        return False
+    return any(may_still_save(pod, gang.report_of(pod), now=now) for pod in gang.pods)
 
 
 def _lost_member(gang: Gang, status: JobStatus, now: datetime) -> Failure | None:

@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from galvatron_operator.api import ConditionType, JobStatus, Nodes, Restarts
+from galvatron_operator.api import ConditionType, FailureReason, JobStatus, Nodes, Restarts
 from galvatron_operator.api.status import rfc3339
 from galvatron_operator.decide.observed import Decision
 from galvatron_operator.decide.replanning import objection, replan, smaller_limit
@@ -38,6 +38,21 @@ def react(situation: Situation, plan: Plan, failure: Failure) -> Decision:
     restarts = status.restarts.with_one(failure.reason, counts=counts, lost_steps=_lost_steps(status))
     counted_so = recorded.with_status(restarts=restarts)
     return _again(replan(counted_so, failure, limit) if reaction.action is Action.REPLAN else counted_so, problem)
+
+
+def noted_sign(situation: Situation) -> Failure | None:
+    """Read what was written down about the current attempt before its ranks had ended; they may have saved since."""
+    newest = next(iter(situation.status.failures), None)
+    if newest is None or newest.attempt != situation.status.attempt:
+        return None
+    return Failure(FailureReason(newest.reason), newest.message, newest.time, pod=newest.pod, node=newest.node)
+
+
+def without_sign(situation: Situation) -> Situation:
+    """Take back what :func:`noted_sign` reads."""
+    if noted_sign(situation) is None:
+        return situation
+    return situation.with_status(failures=situation.status.failures[1:])
 
 
 def back_off_seconds(restarts_without_progress: int) -> float:

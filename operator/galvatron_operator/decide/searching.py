@@ -51,8 +51,10 @@ def existing_plan(status: JobStatus | None, children: Iterable[Manifest]) -> Pla
         InvalidInput: when somebody else wrote the status.
     """
     children = tuple(children)
-    data = {child["metadata"]["name"]: child.get("data", {}) for child in children if child["kind"] == Kind.CONFIG_MAP}
-    plans = {name: _read_plan(texts[names.PLAN_KEY]) for name, texts in data.items() if names.PLAN_KEY in texts}
+    maps = (child for child in children if child["kind"] == Kind.CONFIG_MAP and names.PLAN_KEY in child.get("data", {}))
+    # The newest first.
+    ordered = sorted(maps, key=lambda found: found["metadata"].get("creationTimestamp", ""), reverse=True)
+    plans = {found["metadata"]["name"]: _read_plan(found["data"][names.PLAN_KEY]) for found in ordered}
     limit = memory_limit(status) if status is not None else None
     if limit is not None:
         plans = {name: plan for name, plan in plans.items() if plan.cluster.device_memory_bytes == limit}
@@ -133,25 +135,30 @@ def brought_plan(job: GalvatronJob, config_map: Manifest | None) -> Plan | None:
     return None if text is None else Plan.from_json(text)
 
 
-def search(situation: Situation, profile: Profile) -> Decision:
-    """Have the plan searched, or the user's own priced, and keep it when that is done."""
+def search_order(situation: Situation, profile: Profile) -> SearchOrder:
+    """Write down what is to be planned, or priced."""
     job = situation.job
     problem = job.problem(profile, planned_cluster(situation))
     if (rescale := situation.status.rescale) is not None:
         # Of a range, another size in the middle of a training would be another training.
         only = BatchRange(minimum=rescale.global_batch_size, maximum=rescale.global_batch_size)
         problem = problem.model_copy(update={"batch": only})
-    order = SearchOrder(
+    return SearchOrder(
         problem,
         timeout_seconds=job.spec.search.timeout_seconds,
         fixed_plan=brought_plan(job, situation.seen.fixed_plan),
     )
+
+
+def search(situation: Situation, profile: Profile) -> Decision:
+    """Have the plan searched, or the user's own priced, and keep it when that is done."""
+    order = search_order(situation, profile)
     outcome = situation.seen.search
     if outcome is None or outcome.digest != order.digest:
         return _say_searching(situation).decide(search=order, after_seconds=POLL_SECONDS)
     if outcome.plan is None:
         return _without_plan(situation, outcome)
-    keep = training.plan_config_map(job, outcome.plan, report=outcome.report)
+    keep = training.plan_config_map(situation.job, outcome.plan, report=outcome.report)
     return situation.decide(apply=(keep,), after_seconds=AT_ONCE_SECONDS)
 
 

@@ -3,13 +3,19 @@
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, Nodes, training_spec
 from galvatron_operator.decide.announcing import BETWEEN_ATTEMPTS
-from galvatron_operator.decide.gang import Gang, gang_failure, gang_of, progress_status, stale_pods
+from galvatron_operator.decide.gang import Gang, first_sign, gang_failure, gang_of, progress_status, stale_pods
 from galvatron_operator.decide.images import say_images
 from galvatron_operator.decide.lost import lost_pods, lost_text, to_force
 from galvatron_operator.decide.observed import Decision
 from galvatron_operator.decide.queueing import hindrance, is_placed, kept_template, lacks_stateful_set
 from galvatron_operator.decide.rescaling import rescale, rest, with_placeholders
-from galvatron_operator.decide.restarting import beginning, react, seconds_to_wait
+from galvatron_operator.decide.restarting import (
+    beginning,
+    noted_sign,
+    react,
+    seconds_to_wait,
+    without_sign,
+)
 from galvatron_operator.decide.situation import (
     FALSE,
     POLL_SECONDS,
@@ -19,6 +25,7 @@ from galvatron_operator.decide.situation import (
     complete,
     missing,
     next_attempt,
+    record,
     references,
 )
 from galvatron_operator.decide.staying import staying_pods
@@ -42,10 +49,22 @@ def train(situation: Situation, plan: Plan) -> Decision:
     deadline_seconds = told.job.spec.failure_policy.progress_deadline_seconds
     failure = gang_failure(gang, told.status, progress_deadline_seconds=deadline_seconds, now=told.now)
     if failure is not None:
-        return react(_say_nodes(told, gang), plan, failure)
+        return react(_say_nodes(without_sign(told), gang), plan, noted_sign(told) or failure)
+    told = _note_sign(told, gang)
     if (rescaled := rescale(_say_nodes(told, gang), plan, gang)) is not None:
         return rescaled
     return _go_on(rest(told), plan, gang)
+
+
+def _note_sign(situation: Situation, gang: Gang) -> Situation:
+    """Write down which pod is taken away while its ranks save: when they have ended, nothing may tell any more."""
+    sign, known = first_sign(gang, now=situation.now), noted_sign(situation)
+    if sign is not None and known is None:
+        return situation.with_status(failures=situation.status.with_failure(record(situation, sign)).failures)
+    if sign is None and known is not None:
+        # Whoever wanted the pod has thought better of it.
+        return without_sign(situation)
+    return situation
 
 
 def has_finished_training(situation: Situation, plan: Plan) -> bool:
@@ -78,7 +97,7 @@ def _go_on(situation: Situation, plan: Plan, gang: Gang) -> Decision:
 
 def _look_again_seconds(situation: Situation, gang: Gang) -> float:
     failed = any(report.state is WorkerState.FAILED for report in gang.reports.values())
-    pause = FAILING_SECONDS if failed else POLL_SECONDS
+    pause = FAILING_SECONDS if failed or noted_sign(situation) is not None else POLL_SECONDS
     return min(pause, seconds_to_wait(situation) or pause)
 
 
