@@ -85,6 +85,32 @@ def test_what_killed_a_supervisor_weighs_more_than_what_it_says_afterwards() -> 
     assert failure.reason is FailureReason.OUT_OF_HOST_MEMORY
 
 
+TERMINATED = {"containerStatuses": [{"state": {"terminated": {"exitCode": 75, "reason": "Error", "finishedAt": ENDED}}}]}
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason"),
+    [
+        (pod({"deletionTimestamp": ENDED}, **TERMINATED, **condition("EvictionByEvictionAPI")), FailureReason.EVICTED),
+        (pod({"deletionTimestamp": ENDED}, **TERMINATED), FailureReason.POD_LOST),
+    ],
+    ids=["evicted", "deleted"],
+)
+def test_a_supervisor_that_ends_because_its_pod_is_taken_away_is_not_the_failure(
+    seen: dict[str, Any], reason: FailureReason
+) -> None:
+    failure = failure_of(seen, None, now=NOW)
+    assert failure is not None
+    assert failure.reason is reason
+
+
+def test_a_deleted_pod_has_failed_when_somebody_asked_and_not_when_its_grace_period_ends() -> None:
+    later = "2026-01-01T12:01:00Z"
+    failure = failure_of(pod({"deletionTimestamp": later, "deletionGracePeriodSeconds": 90}), None, now=NOW)
+    assert failure is not None
+    assert failure.time == NOW - timedelta(seconds=30)
+
+
 @pytest.mark.parametrize("exit_class", list(ExitClass))
 def test_every_exit_class_of_a_supervisor_is_understood(exit_class: ExitClass) -> None:
     said = report(WorkerState.FAILED, WorkerFailure(reason=exit_class, message="x", rank=3, exit_code=1, time=1.0))

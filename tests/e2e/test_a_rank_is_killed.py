@@ -34,6 +34,8 @@ def test_a_killed_rank_costs_no_pod(
     follow(kubectl, NAME, until=is_second_attempt_under_way, seconds=120, seen=seen)
 
     assert trainers(kubectl) == before
+    for pod in before:
+        print(pod, when_first_said(kubectl, pod, since=killed))
     seconds = first_step_of_the_second_attempt(kubectl) - killed
     record_property("seconds_from_kill_to_first_step", round(seconds, 2))
     print(f"{seconds:.1f} s from the kill to the first step of the next attempt")
@@ -62,6 +64,16 @@ def is_second_attempt_under_way(job: Manifest) -> bool:
     """Tell whether steps are made again; the status first shows those of the first attempt."""
     conditions = {found["type"]: found for found in job["status"]["conditions"]}
     return bool(job["status"]["attempt"] == 2 and conditions["Training"]["status"] == "True")
+
+
+def when_first_said(kubectl: Kubectl, pod: str, *, since: float) -> dict[str, float]:
+    """Seconds after a moment at which a pod has first said what it says from then on."""
+    said: dict[str, float] = {}
+    for line in (json.loads(text) for text in kubectl("logs", pod).splitlines() if text.startswith("{")):
+        seconds = datetime.fromisoformat(line["time"]).timestamp() - since
+        if seconds > 0:
+            said.setdefault(f"{line['message']} ({line.get('rank', 'supervisor')})"[:60], round(seconds, 2))
+    return said
 
 
 def first_step_of_the_second_attempt(kubectl: Kubectl) -> float:

@@ -3,8 +3,8 @@
 import pytest
 
 from e2e.faulty_jobs import PERIOD_STEPS, Space
-from e2e.following import JOB_LABEL, children, follow, is_complete
-from e2e.kubectl import Kubectl, Manifest, condition, is_true, progress, wait_until
+from e2e.following import children, follow, is_complete
+from e2e.kubectl import Kubectl, Manifest, condition, is_true, wait_until
 
 pytestmark = [pytest.mark.k8s, pytest.mark.slow]
 
@@ -92,30 +92,3 @@ def test_a_rule_ends_a_job_at_its_first_failure(space: Space) -> None:
     job = until_failed(kubectl, "stubborn")
     assert condition(job, "Failed")["reason"] == "RuleFailJob"
     assert "a fault on purpose" in condition(job, "Failed")["message"]
-
-
-def test_a_job_that_is_suspended_saves_its_work_and_goes_on_when_it_is_resumed(space: Space) -> None:
-    kubectl, jobs = space
-    jobs.start("rests", steps=100_000)
-    follow(kubectl, "rests", until=lambda job: progress(job).get("step", 0) > 20, seconds=150)
-    patch(kubectl, "rests", '{"spec": {"suspend": true}}')
-    wait_until("no pod is left", 60, lambda: not pods(kubectl, "rests"))
-    job = kubectl.get("galvatronjob", "rests")
-    assert is_true(job, "Suspended")
-    saved = jobs.saved_steps("rests")[-1]
-    patch(kubectl, "rests", '{"spec": {"suspend": false}}')
-    follow(kubectl, "rests", until=lambda job: progress(job).get("step", 0) > saved, seconds=120)
-
-    kubectl("delete", "galvatronjob", "rests", "--wait=true")
-    wait_until("nothing is left of the job", 90, lambda: not children(kubectl, "rests"))
-    assert jobs.saved_steps("rests")[-1] > saved
-
-
-def patch(kubectl: Kubectl, name: str, change: str) -> None:
-    """Change fields of a job, as its user."""
-    kubectl("patch", "galvatronjob", name, "--type", "merge", "--patch", change)
-
-
-def pods(kubectl: Kubectl, name: str) -> tuple[Manifest, ...]:
-    """The job's pods."""
-    return kubectl.items("pods", f"{JOB_LABEL}={name}")
