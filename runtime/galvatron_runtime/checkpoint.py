@@ -27,7 +27,7 @@ from galvatron_planner.documents import Document
 from galvatron_planner.errors import GalvatronError, InvalidDocument
 from galvatron_planner.plan import Plan
 from galvatron_planner.training import TrainingCheckpoints, TrainingSpec
-from galvatron_runtime.claims import Claim
+from galvatron_runtime.claims import Claim, suffix_of
 
 log = logging.getLogger(__name__)
 
@@ -101,12 +101,14 @@ class CheckpointStore:
         plan: of this attempt.
         training: of the job.
         attempt: number of this attempt.
+        run: hexadecimal name of this run of the attempt, the same on all ranks.
     """
 
     settings: TrainingCheckpoints
     plan: Plan
     training: TrainingSpec
     attempt: int
+    run: str = ""
 
     @property
     def directory(self) -> Path:
@@ -204,10 +206,10 @@ class CheckpointStore:
 
     @property
     def _claim(self) -> Claim:
-        return Claim(self.directory, self.settings.owner, self.attempt)
+        return Claim(self.directory, self.settings.owner, self.attempt, self.run)
 
     def _partial(self, step: int) -> Path:
-        return self.directory / f".{checkpoint_name(step)}.attempt-{self.attempt}"
+        return self.directory / f".{checkpoint_name(step)}.attempt-{self.attempt}{suffix_of(self.run)}"
 
     def load(self, state: TrainingState, step: int) -> None:
         """Put the saved values of ``step`` in the place of the present ones, whatever plan they were saved under.

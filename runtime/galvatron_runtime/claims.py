@@ -5,6 +5,10 @@ both. So an attempt claims the directory before it looks for a checkpoint: it ma
 the attempts before it, and then renames what they have left unfinished, so that they can finish it no more. A writer
 makes its unfinished checkpoint first and looks for its claim then. Whatever the order of the two, one of them sees the
 other, on any file system that has one order of renames and new names (NFS has).
+
+An attempt may even run twice: a pod that was deleted by force trains on where its kubelet is away, and the pod that
+takes its name begins with the same number until the operator counts on. So each run has a name of its own, and the one
+that claims last goes before the one that has trained already.
 """
 
 import re
@@ -14,9 +18,9 @@ from pathlib import Path
 
 from galvatron_planner.errors import GalvatronError
 
-PARTIAL_NAME = re.compile(r"^\.step-\d{8,}\.attempt-\d+$")
+PARTIAL_NAME = re.compile(r"^\.step-\d{8,}\.attempt-\d+(-[0-9a-f]+)?$")
 """A checkpoint that is not complete."""
-_CLAIM_NAME = re.compile(r"^\.claim-(\d+)-of-(.*)$")
+_CLAIM_NAME = re.compile(r"^\.claim-(\d+)(?:-[0-9a-f]+)?-of-(.*)$")
 _SWEPT = ".swept-"
 
 
@@ -32,11 +36,13 @@ class Claim:
         directory: of the training checkpoints.
         owner: the job; an attempt of another job claims whatever the numbers are.
         attempt: later ones go before earlier ones.
+        run: hexadecimal name of this run of the attempt, empty where there is only one.
     """
 
     directory: Path
     owner: str
     attempt: int
+    run: str = ""
 
     def take(self) -> None:
         """Claim the directory, and remove what attempts before this one have left unfinished.
@@ -84,4 +90,9 @@ class Claim:
 
     @property
     def _path(self) -> Path:
-        return self.directory / f".claim-{self.attempt}-of-{self.owner}"
+        return self.directory / f".claim-{self.attempt}{suffix_of(self.run)}-of-{self.owner}"
+
+
+def suffix_of(run: str) -> str:
+    """Write a run behind the number of its attempt."""
+    return f"-{run}" if run else ""

@@ -11,6 +11,7 @@ import argparse
 import logging
 import math
 import os
+import secrets
 import signal
 import time
 from collections.abc import Sequence
@@ -183,7 +184,10 @@ def open_store(plan: Plan, training: TrainingSpec) -> CheckpointStore | None:
     """The job's training checkpoints, if it keeps any."""
     if training.checkpoints is None:
         return None
-    return CheckpointStore(training.checkpoints, plan, training, attempt())
+    # Drawn, because two pods of one ordinal know nothing that would tell them apart.
+    run = [secrets.token_hex(4)]
+    dist.broadcast_object_list(run, src=0)
+    return CheckpointStore(training.checkpoints, plan, training, attempt(), run[0])
 
 
 def resume(store: CheckpointStore | None, state: TrainingState, journal: StepJournal, step: int) -> int:

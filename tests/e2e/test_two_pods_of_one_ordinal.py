@@ -28,11 +28,9 @@ print(urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}/v1/status", timeou
 """
 
 
-def test_the_elder_of_two_pods_of_one_name_can_neither_go_on_nor_overwrite(space: Space) -> None:
+def test_the_elder_of_two_pods_of_one_name_can_neither_go_on_nor_overwrite(space: Space, example: Manifest) -> None:
     kubectl, jobs = space
-    # One pod has no peers that it could lose: only the claim on the directory is between it and the next attempt.
-    budget = {"gpus": 2, "gpusPerNode": 2, "resourceName": "cpu", "memoryPerGPU": "256Mi"}
-    jobs.start(NAME, steps=100_000, budget=budget, profiling={"policy": "Never", "device": "cpu-core"})
+    kubectl.apply(of_one_pod(example))
     follow(kubectl, NAME, until=lambda job: progress(job).get("step", 0) > 0, seconds=120)
     elder = kubectl.get("pod", f"{NAME}-0") or {}
     process = first_process(elder)
@@ -49,14 +47,26 @@ def test_the_elder_of_two_pods_of_one_name_can_neither_go_on_nor_overwrite(space
         assert said["attempt"] == 1
         assert "another attempt has claimed it" in said["failure"]["message"]
         directory = jobs.checkpoints / NAME
-        assert [path.name.partition("-of-")[0] for path in directory.glob(".claim-*")] == [".claim-2"]
-        assert not list(directory.glob(".step-*.attempt-1"))
+        assert [path.name.split("-")[1] for path in directory.glob(".claim-*")] == ["2"]
+        assert not list(directory.glob(".step-*.attempt-1-*"))
         saved = jobs.saved_steps(NAME)[-1]
         wait_until("the younger goes on saving", 60, lambda: jobs.saved_steps(NAME)[-1] > saved)
     wait_until("the kubelet ends the elder", 60, lambda: not is_alive(process))
     job = kubectl.get("galvatronjob", NAME) or {}
     assert job["status"]["attempt"] == 2
     kubectl("delete", "galvatronjob", NAME)
+
+
+def of_one_pod(example: Manifest) -> Manifest:
+    """A job whose pod has no peers that it could lose: only the claim on its directory is between two attempts."""
+    spec = example["spec"]
+    changed = {
+        "budget": {**spec["budget"], "gpus": 2, "gpusPerNode": 2, "memoryPerGPU": "256Mi"},
+        "training": {**spec["training"], "steps": 100_000},
+        "profiling": {"policy": "Never", "device": "cpu-core"},
+        "checkpoint": {"volume": {"claimName": "checkpoints"}, "directory": NAME, "periodSteps": 5},
+    }
+    return {**example, "metadata": {"name": NAME}, "spec": {**spec, **changed}}
 
 
 def trains_again(job: Manifest) -> bool:

@@ -47,6 +47,7 @@ def store(
     resume: bool = True,
     in_background: bool = False,
     attempt: int = 0,
+    run: str = "",
     owner: str = "",
     spec: ModelSpec | None = None,
     precision: Precision = Precision.FP32,
@@ -67,7 +68,7 @@ def store(
         data=SyntheticData(),
         checkpoints=settings,
     )
-    return CheckpointStore(settings, builders.plan("dp4", spec=spec, precision=precision), training, attempt)
+    return CheckpointStore(settings, builders.plan("dp4", spec=spec, precision=precision), training, attempt, run)
 
 
 def state(*, steps: int = 0) -> TrainingState:
@@ -174,14 +175,14 @@ def test_what_an_earlier_attempt_left_unfinished_is_removed(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == [".claim-1-of-"]
 
 
-@pytest.mark.parametrize("successor", [("job", 2), ("another job", 1)])
-def test_an_attempt_that_was_given_up_completes_no_checkpoint(tmp_path: Path, successor: tuple[str, int]) -> None:
-    given_up = store(tmp_path, owner="job", attempt=1)
+@pytest.mark.parametrize("successor", [("job", 2, "c"), ("another job", 1, "c"), ("job", 1, "b")])
+def test_an_attempt_that_was_given_up_completes_no_checkpoint(tmp_path: Path, successor: tuple[str, int, str]) -> None:
+    given_up = store(tmp_path, owner="job", attempt=1, run="a")
     given_up.newest_step()
     given_up.save(state(steps=1), 10)
-    owner, attempt = successor
+    owner, attempt, run = successor
     with given_up.writing(state(), 20):
-        assert store(tmp_path, owner=owner, attempt=attempt).newest_step() == 10
+        assert store(tmp_path, owner=owner, attempt=attempt, run=run).newest_step() == 10
     with pytest.raises(StaleAttempt, match="another attempt has claimed it"):
         given_up.complete(20)
     with pytest.raises(StaleAttempt):
