@@ -4,7 +4,7 @@ Pods tell what their supervisor no longer can: that it was killed for memory, ev
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -124,7 +124,17 @@ def failure_of(pod: Pod, report: WorkerStatus | None, *, now: datetime) -> Failu
 
 def taken_away(pod: Pod, report: WorkerStatus | None, *, now: datetime) -> Failure | None:
     """Tell who takes a pod away, or None when nobody does."""
-    return _disrupted(pod, now) or _unreachable(pod, report, now) or _deleted(pod, now)
+    disrupted = _disrupted(pod, now)
+    if disrupted is not None and disrupted.reason is FailureReason.NODE_LOST and report is not None:
+        # Nobody has lost a node whose pods answer: it was tainted, and its kubelet ends them with their grace period.
+        return replace(disrupted, reason=FailureReason.EVICTED)
+    return disrupted or _unreachable(pod, report, now) or _deleted(pod, now)
+
+
+def is_on_lost_node(pod: Pod) -> bool:
+    """Tell whether Kubernetes takes a pod away because it has lost contact with the node, or was told to empty it."""
+    found = _disrupted(pod, datetime.min.replace(tzinfo=UTC))
+    return found is not None and found.reason is FailureReason.NODE_LOST
 
 
 def may_still_save(pod: Pod, report: WorkerStatus | None, *, now: datetime) -> bool:

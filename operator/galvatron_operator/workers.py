@@ -18,6 +18,8 @@ Answer = TypeVar("Answer")
 
 TIMEOUT_SECONDS = 5.0
 """For a whole answer; a supervisor answers from memory, but ranks on CPUs leave it little time."""
+CONNECT_SECONDS = 2.0
+"""For the connection, which the kernel of the pod's node makes; every round of a job waits so long for a lost node."""
 LARGEST_ANSWER = 4 * 1024**2
 """Bytes; more than any document, so that a foreign server on the port cannot fill the operator's memory."""
 
@@ -51,7 +53,8 @@ async def _fetch(address: str, port: int, path: str) -> bytes | None:
 
     HTTP/1.0, so that the body is what comes until the server closes: neither chunks nor kept connections.
     """
-    reader, writer = await asyncio.open_connection(address, port)
+    async with asyncio.timeout(CONNECT_SECONDS):
+        reader, writer = await asyncio.open_connection(address, port)
     try:
         host = f"[{address}]" if ":" in address else address
         writer.write(f"GET {path} HTTP/1.0\r\nHost: {host}:{port}\r\n\r\n".encode())

@@ -74,6 +74,12 @@ def test_a_pod_that_answers_is_not_lost_whatever_is_thought_of_its_node() -> Non
     assert failure_of(pod(phase="Running", reason="NodeLost"), report(WorkerState.RUNNING), now=NOW) is None
 
 
+def test_a_pod_that_answers_is_not_lost_when_its_node_is_emptied_by_a_taint() -> None:
+    failure = failure_of(pod(**condition("DeletionByTaintManager")), report(WorkerState.RUNNING), now=NOW)
+    assert failure is not None
+    assert failure.reason is FailureReason.EVICTED
+
+
 def test_a_pod_whose_command_succeeded_has_not_failed_whatever_becomes_of_it() -> None:
     assert failure_of(pod({"deletionTimestamp": ENDED}), report(WorkerState.SUCCEEDED), now=NOW) is None
 
@@ -85,7 +91,9 @@ def test_what_killed_a_supervisor_weighs_more_than_what_it_says_afterwards() -> 
     assert failure.reason is FailureReason.OUT_OF_HOST_MEMORY
 
 
-TERMINATED = {"containerStatuses": [{"state": {"terminated": {"exitCode": 75, "reason": "Error", "finishedAt": ENDED}}}]}
+TERMINATED = {
+    "containerStatuses": [{"state": {"terminated": {"exitCode": 75, "reason": "Error", "finishedAt": ENDED}}}]
+}
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,27 @@ def test_lost_pods_are_deleted_by_force_only_where_the_job_asks_for_it_and_after
     assert [failure.reason for failure in status.failures] == ["NodeLost"]
 
 
+def test_the_grace_period_of_a_pod_whose_kubelet_is_away_is_not_waited_for() -> None:
+    policy = {"forceDeleteLostPods": "AfterTimeout", "nodeLostTimeoutSeconds": 15}
+    operation = begin(failurePolicy=policy, lifecycle={"terminationGracePeriodSeconds": 600})
+    operation.until(ConditionType.TRAINING)
+    operation.world.lose_node_of("small-1", grace_seconds=600)
+    operation.rounds(1)
+    assert operation.world.lost <= {pod["metadata"]["uid"] for pod in operation.world.pods()}
+    operation.rounds(1)
+    assert not operation.world.lost & {pod["metadata"]["uid"] for pod in operation.world.pods()}
+
+
+def test_the_next_look_at_a_lost_node_is_when_its_timeout_is_over() -> None:
+    operation = begin(failurePolicy={"forceDeleteLostPods": "AfterTimeout", "nodeLostTimeoutSeconds": 13})
+    operation.until(ConditionType.TRAINING)
+    operation.world.lose_node_of("small-1", grace_seconds=600)
+    operation.rounds(1)
+    operation.round()  # the first round has begun the next attempt
+    # By hand: 10 of the 13 seconds are over.
+    assert operation.decision.requeue_after_seconds == 3
+
+
 def test_profilers_on_a_lost_node_are_told_and_deleted_by_force_alike() -> None:
     operation = begin(failurePolicy={"forceDeleteLostPods": "AfterTimeout", "nodeLostTimeoutSeconds": 60})
     operation.rounds(2)

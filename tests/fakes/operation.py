@@ -8,7 +8,7 @@ from typing import Any
 from fakes.world import InstantSearches, Script, World, all_goes_well
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, JobStatus, parse_status
-from galvatron_operator.decide import Kind, ObjectRef
+from galvatron_operator.decide import Decision, Kind, ObjectRef
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.reconcile import ClusterError, JobKey, Ports, Searches, reconcile
 from galvatron_operator.settings import Settings
@@ -91,6 +91,7 @@ class Operation:
     searches: Searches = field(default_factory=InstantSearches)
     settings: Settings = SETTINGS
     key: JobKey = KEY
+    decision: Decision = field(default_factory=Decision)
 
     def create(self, job: Manifest) -> None:
         """Create the job, as its user."""
@@ -107,7 +108,7 @@ class Operation:
         cluster: Any = self.world.cluster if writes is None else StoppingCluster(self.world.cluster, writes)
         ports = Ports(cluster, self.world, self.searches)
         try:
-            asyncio.run(reconcile(self.key, ports, settings=self.settings, now=self.world.now))
+            self.decision = asyncio.run(reconcile(self.key, ports, settings=self.settings, now=self.world.now))
         except Stopped:
             self.searches.forget(self.key)
         except ClusterError:

@@ -89,13 +89,14 @@ class World:
     """Nodes with room for one pod each; None for one for every pod."""
     num_placed: int = 0
 
-    def lose_node_of(self, name: str) -> None:
+    def lose_node_of(self, name: str, *, grace_seconds: int = 0) -> None:
         """Take away the machine under a pod: it stays as an object that is being deleted, and says nothing any more."""
         pod = next(pod for pod in self.pods() if pod["metadata"]["name"] == name)
         self.lost.add(pod["metadata"]["uid"])
         if self.machines is not None:
             self.machines.remove(pod["spec"]["nodeName"])
-        pod["metadata"]["deletionTimestamp"] = _text(self.now)
+        pod["metadata"]["deletionTimestamp"] = _text(self.now + timedelta(seconds=grace_seconds))
+        pod["metadata"]["deletionGracePeriodSeconds"] = grace_seconds
         reason = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
         pod["status"]["conditions"] = [reason, {"type": "Ready", "status": "False"}]
 

@@ -4,20 +4,45 @@ What a pod object says of its node is not enough to go by: the condition ``Ready
 so, and only pods that nobody was deleting yet are marked when their node is evacuated.
 """
 
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
 from galvatron_operator.api import ForceDeleteLostPods
 from galvatron_operator.decide.observed import ObjectRef, reference
 from galvatron_operator.decide.situation import Situation
-from galvatron_operator.failures import parse_time
+from galvatron_operator.failures import is_on_lost_node, parse_time
 from galvatron_operator.manifests.metadata import Manifest
 
 
 def lost_pods(situation: Situation, component: str) -> tuple[Manifest, ...]:
-    """Select pods whose grace period has been over for ``nodeLostTimeoutSeconds``."""
+    """Select pods that should have ended ``nodeLostTimeoutSeconds`` ago."""
+    return tuple(pod for pod, seconds in _ending(situation, component) if seconds <= 0)
+
+
+def seconds_until_lost(situation: Situation, component: str) -> float | None:
+    """Tell when the next of the ending pods counts as lost, if it does not end before; None when none is ending."""
+    return min((seconds for _, seconds in _ending(situation, component) if seconds > 0), default=None)
+
+
+def _ending(situation: Situation, component: str) -> Iterator[tuple[Manifest, float]]:
+    """Give every pod that is ending, and the seconds until it counts as lost."""
     timeout = situation.job.spec.failure_policy.node_lost_timeout_seconds
-    ending = (pod for pod in situation.seen.pods(component) if "deletionTimestamp" in pod["metadata"])
-    # Kubernetes writes there when the grace period ends, not when somebody asked.
-    ends = ((pod, parse_time(pod["metadata"]["deletionTimestamp"])) for pod in ending)
-    return tuple(pod for pod, end in ends if situation.seconds_until(end, plus_seconds=timeout) <= 0)
+    for pod in situation.seen.pods(component):
+        if "deletionTimestamp" in pod["metadata"]:
+            is_heard = pod["metadata"]["name"] in situation.seen.reports
+            yield pod, situation.seconds_until(_due(pod, is_heard=is_heard), plus_seconds=timeout)
+
+
+def _due(pod: Manifest, *, is_heard: bool) -> datetime:
+    """Tell when a pod should have ended.
+
+    Kubernetes writes down when the grace period ends. But where a node was given up, and the pod says nothing either,
+    no kubelet has begun that period.
+    """
+    end = parse_time(pod["metadata"]["deletionTimestamp"])
+    if is_heard or not is_on_lost_node(pod):
+        return end
+    return end - timedelta(seconds=pod["metadata"].get("deletionGracePeriodSeconds", 0))
 
 
 def to_force(situation: Situation, lost: tuple[Manifest, ...]) -> tuple[ObjectRef, ...]:

@@ -5,7 +5,7 @@ from galvatron_operator.api import ConditionType, Nodes, training_spec
 from galvatron_operator.decide.announcing import BETWEEN_ATTEMPTS
 from galvatron_operator.decide.gang import Gang, first_sign, gang_failure, gang_of, progress_status, stale_pods
 from galvatron_operator.decide.images import say_images
-from galvatron_operator.decide.lost import lost_pods, lost_text, to_force
+from galvatron_operator.decide.lost import lost_pods, lost_text, seconds_until_lost, to_force
 from galvatron_operator.decide.observed import Decision
 from galvatron_operator.decide.queueing import hindrance, is_placed, kept_template, lacks_stateful_set
 from galvatron_operator.decide.rescaling import rescale, rest, with_placeholders
@@ -98,7 +98,8 @@ def _go_on(situation: Situation, plan: Plan, gang: Gang) -> Decision:
 def _look_again_seconds(situation: Situation, gang: Gang) -> float:
     failed = any(report.state is WorkerState.FAILED for report in gang.reports.values())
     pause = FAILING_SECONDS if failed or noted_sign(situation) is not None else POLL_SECONDS
-    return min(pause, seconds_to_wait(situation) or pause)
+    until_lost = seconds_until_lost(situation, names.COMPONENT_TRAINER)
+    return min(pause, seconds_to_wait(situation) or pause, until_lost or pause)
 
 
 def _known_attempt(situation: Situation) -> int:
