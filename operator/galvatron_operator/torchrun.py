@@ -80,6 +80,8 @@ def supervisor_command(launch: Launch) -> tuple[str, ...]:
     # still be in the attempt before.
     wait = ("--wait-for", launch.master_address) if launch.cluster.num_nodes > 1 else ()
     log = ("--termination-log", launch.termination_log) if launch.termination_log is not None else ()
+    # Without further attempts there is no use for one.
+    spare = () if isinstance(launch.attempt, int) else ("--keep-spare",)
     return (
         *(launch.python, "-m", SUPERVISOR_MODULE),
         *("--address", launch.supervisor_address),
@@ -89,6 +91,7 @@ def supervisor_command(launch: Launch) -> tuple[str, ...]:
         *("--node-rank", launch.node_rank),
         *wait,
         *log,
+        *spare,
         *("--when-finished", launch.when_finished.value),
         *("--grace-seconds", str(launch.shutdown_timeout_seconds + AGENT_SECONDS)),
         "--",

@@ -6,6 +6,9 @@ torchrun itself starts every rank as a new interpreter, and each of them imports
 every core before anything happens. Here a fork server imports them once, while this process imports the agent; ranks
 come from it within milliseconds (docs/adr/0028-forked-ranks.md). Everything else is torchrun's: options, rendezvous,
 environment of the ranks, watching and stopping them.
+
+Where the supervisor keeps a spare of this process for the attempt after the current one, it is told to begin by its
+standard input, when all of that is loaded.
 """
 
 import os
@@ -16,8 +19,11 @@ from importlib.util import find_spec
 from multiprocessing import forkserver, set_forkserver_preload
 
 from galvatron_runtime.processes import name_process
+from galvatron_runtime.spare import SPARE_VARIABLE
 
 _GUARD = "galvatron_runtime.fork_server"
+_LATE = "torch._dynamo"
+"""What torch 2.13 imports at the first step of an optimizer: 0.45 s of a core in every rank."""
 
 
 def run_rank(module: str, arguments: Sequence[str]) -> None:
@@ -33,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     # As torchrun does, but before the libraries that read it are loaded.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
-    set_forkserver_preload([_GUARD, module])
+    set_forkserver_preload([_GUARD, module, _LATE])
     forkserver.ensure_running()
     # Not at the top: the fork server imports this module as well, and starts before this process imports torch.
     from torch.distributed import run
@@ -41,6 +47,8 @@ def main(arguments: Sequence[str]) -> None:
 
     parsed = run.parse_args([*options, "--start-method", "forkserver", "-m", module])  # type: ignore[no-untyped-call]
     config, _, _ = run.config_from_args(parsed)
+    if os.environ.pop(SPARE_VARIABLE, None) is not None and not os.read(sys.stdin.fileno(), 1):
+        sys.exit("a spare that was not needed")
     elastic_launch(config, run_rank)(module, rest)
 
 

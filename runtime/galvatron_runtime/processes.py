@@ -9,6 +9,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +17,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
+KILL_SECONDS = 0.005
+"""Between two looks whether killed processes are gone."""
 
 
 def die_with_parent() -> None:
@@ -44,14 +47,26 @@ def descendants(process: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def kill_descendants() -> None:
-    """Kill everything below this process and wait until it is gone."""
-    while below := descendants(os.getpid()):
+def kill_descendants(*, spared: int | None = None) -> None:
+    """Kill everything below this process, and wait until it is gone.
+
+    Args:
+        spared: a child that stays, with all below it.
+    """
+    while below := _descendants_but(spared):
         for process in below:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         with suppress(ChildProcessError):
-            os.waitpid(-1, 0)
+            # Without waiting for what stays.
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        time.sleep(KILL_SECONDS)
+
+
+def _descendants_but(spared: int | None) -> set[int]:
+    kept = set() if spared is None else {spared, *descendants(spared)}
+    return set(descendants(os.getpid())) - kept
 
 
 def exit_code(child: subprocess.Popen[bytes]) -> int | None:

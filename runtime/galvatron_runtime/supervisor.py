@@ -10,7 +10,6 @@ started again for the new one. It imports no torch: it is up within a second, an
 
 import argparse
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -31,7 +30,7 @@ from galvatron_runtime.cgroups import count_kills, kills_since
 from galvatron_runtime.endpoints import RESULT_FILE, serve
 from galvatron_runtime.logs import configure_logging
 from galvatron_runtime.outcome import lost_attempt, pod_failure, pod_progress
-from galvatron_runtime.processes import adopt_orphans, die_with_parent, exit_code, kill_descendants
+from galvatron_runtime.processes import adopt_orphans, exit_code, kill_descendants
 from galvatron_runtime.reports import (
     ATTEMPT_VARIABLE,
     RUN_DIRECTORY_VARIABLE,
@@ -40,6 +39,7 @@ from galvatron_runtime.reports import (
     read_reports,
     write_atomically,
 )
+from galvatron_runtime.spare import Spare, start
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ class Task:
         when_finished: whether to park.
         termination_log: also receives the final status.
         grace_seconds: from SIGTERM to SIGKILL.
+        keep_spare: whether the command heeds ``spare.SPARE_VARIABLE``, and one is kept ready for the next attempt.
     """
 
     command: tuple[str, ...]
@@ -94,6 +95,7 @@ class Task:
     when_finished: WhenFinished
     termination_log: Path | None
     grace_seconds: int
+    keep_spare: bool
 
     def result_path(self, attempt: int) -> Path:
         """Where the final status of an attempt stands."""
@@ -124,6 +126,8 @@ class Supervision:
         self._task = task
         self._standing = Standing(task.attempt)
         self._child: subprocess.Popen[bytes] | None = None
+        self._spare: Spare | None = None
+        self._wants_spare = task.keep_spare
         self._stopped = False
         # A queue and not an Event: only SimpleQueue.put may be called from a signal handler.
         self._wakes: SimpleQueue[None] = SimpleQueue()
@@ -253,27 +257,44 @@ class Supervision:
             self._terminate_child()
         try:
             while (code := exit_code(self._child)) is None and not self._is_superseded():
+                self._prepare_spare(attempt + 1)
                 self._pause()
             return PREEMPTED_CODE if code is None else code
         finally:
             signal.alarm(0)
             # Of a superseded attempt everything: what it would still save, the next one may be reading.
-            kill_descendants()
+            kill_descendants(spared=self._spare.process.pid if self._spare is not None else None)
             self._child = None
 
     def _start_command(self, attempt: int) -> subprocess.Popen[bytes]:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            if spare.attempt == attempt and (process := spare.begin()) is not None:
+                return process
+            spare.discard()
+        return start(*self._command(attempt))
+
+    def _prepare_spare(self, attempt: int) -> None:
+        """Keep a command ready for the attempt after the current one, once that one has made a step."""
+        if not self._wants_spare or self._spare is not None or self._stopped or not self._has_reported():
+            return
+        command, variables = self._command(attempt)
+        try:
+            self._spare = Spare.start(command, variables, attempt=attempt)
+        except OSError as error:
+            self._wants_spare = False
+            log.warning("no spare is kept, so that a next attempt takes longer to start", extra={"problem": str(error)})
+
+    def _has_reported(self) -> bool:
+        return any(report.attempt == self._standing.attempt for report in read_reports(self._task.run_directory))
+
+    def _command(self, attempt: int) -> tuple[tuple[str, ...], dict[str, str]]:
+        """The command of an attempt, and its variables."""
         variables = {
             RUN_DIRECTORY_VARIABLE: str(self._task.run_directory),
             ATTEMPT_VARIABLE: str(attempt),
         }
-        command = tuple(part.replace(ATTEMPT_PLACEHOLDER, str(attempt)) for part in self._task.command)
-        return subprocess.Popen(  # noqa: S603 - running the given command is what a supervisor is for
-            command,
-            env=os.environ | variables,
-            start_new_session=True,
-            # One call into libc that is already loaded: safe after a fork with threads.
-            preexec_fn=die_with_parent,
-        )
+        return tuple(part.replace(ATTEMPT_PLACEHOLDER, str(attempt)) for part in self._task.command), variables
 
     def _terminate_child(self) -> None:
         if self._child is not None:
@@ -351,6 +372,7 @@ def parse_arguments(arguments: Sequence[str]) -> Task:
     parser.add_argument("--when-finished", type=WhenFinished, choices=list(WhenFinished), default=WhenFinished.PARK)
     parser.add_argument("--termination-log", type=Path, metavar="PATH", help="also leave the final status here")
     parser.add_argument("--grace-seconds", type=int, default=100, help="time to save after SIGTERM (default: 100)")
+    parser.add_argument("--keep-spare", action="store_true", help="keep the next attempt's command loaded")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="what to run, behind --")
     options = vars(parser.parse_args(arguments))
     if options["attempt_file"] is not None:

@@ -1,5 +1,7 @@
 """The supervisor around commands that are quick to start; training under it is in test_train.py."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -299,6 +301,60 @@ def test_an_attempt_that_is_passed_over_is_never_run(tmp_path: Path) -> None:
         wait_until(lambda: began(tmp_path)[-1] == "3 uid-3", what="the third attempt begins")
         assert "3 uid-3" in began(tmp_path)
         assert len(began(tmp_path)) <= 3
+
+
+def waits_as_a_spare(directory: Path) -> tuple[str, ...]:
+    """A command that appends its attempt and process to a file; as a spare it first says its process, and waits."""
+    script = f"""
+import os, sys
+from galvatron_runtime.reports import report_progress
+attempt = int(os.environ["GALVATRON_ATTEMPT"])
+if "GALVATRON_SPARE" in os.environ:
+    print(os.getpid(), file=open({str(directory)!r} + f"/spare-{{attempt}}", "w"), flush=True)
+    if not os.read(0, 1):
+        sys.exit(1)
+print(attempt, os.getpid(), file=open({str(directory / "began")!r}, "a"), flush=True)
+report_progress("training", step=attempt, total_steps=9)
+{SLEEP}
+"""
+    return python(script)
+
+
+@pytest.mark.distributed
+def test_the_next_attempt_is_run_by_the_spare_that_was_kept_for_it(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path, 1)
+    with Supervised(waits_as_a_spare(tmp_path), tmp_path, "--keep-spare", attempt=attempts.path) as pod:
+        first = process_in(tmp_path / "spare-2")
+        attempts.write(2)
+        pod.wait_for_attempt(2, WorkerState.RUNNING)
+        second = process_in(tmp_path / "spare-3")
+        assert began(tmp_path)[1:] == [f"2 {first}"]
+        pod.kill()
+        wait_until(lambda: not is_alive(first) and not is_alive(second), what="nothing survives the supervisor")
+
+
+@pytest.mark.distributed
+def test_a_spare_for_an_attempt_that_is_passed_over_is_never_run(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path, 1)
+    with Supervised(waits_as_a_spare(tmp_path), tmp_path, "--keep-spare", attempt=attempts.path):
+        spare = process_in(tmp_path / "spare-2")
+        attempts.write(3)
+        wait_until(lambda: len(began(tmp_path)) == 2, what="the third attempt begins")
+        assert began(tmp_path)[1].startswith("3 ")
+        wait_until(lambda: not is_alive(spare), what="the spare is gone")
+
+
+@pytest.mark.distributed
+def test_a_spare_that_was_killed_is_replaced_by_a_new_command(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path, 1)
+    with Supervised(waits_as_a_spare(tmp_path), tmp_path, "--keep-spare", attempt=attempts.path):
+        spare = process_in(tmp_path / "spare-2")
+        os.kill(spare, signal.SIGKILL)
+        wait_until(lambda: not is_alive(spare), what="the spare is gone")
+        attempts.write(2)
+        wait_until(lambda: len(began(tmp_path)) == 2, what="the second attempt begins")
+        number, process = began(tmp_path)[1].split()
+        assert (number, int(process) != spare) == ("2", True)
 
 
 def test_a_file_that_is_spoiled_or_goes_back_changes_nothing(tmp_path: Path) -> None:
