@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -55,13 +56,13 @@ def training(
     )
 
 
-def supervised(directory: Path, plan: Plan, what: TrainingSpec, *, attempt: int | Path = 0) -> Supervised:
+def supervised(directory: Path, plan: Plan, what: TrainingSpec, *options: str, attempt: int | Path = 0) -> Supervised:
     directory.mkdir(exist_ok=True)
     (directory / "plan.json").write_text(plan.to_json())
     (directory / "training.json").write_text(what.to_json())
     documents = ("--plan", str(directory / "plan.json"), "--training", str(directory / "training.json"))
     command = torchrun(plan.cluster.num_devices, "-m", "galvatron_runtime.train", *documents)
-    return Supervised(command, directory, attempt=attempt)
+    return Supervised(command, directory, *options, attempt=attempt)
 
 
 def failure_of(run: Supervised) -> WorkerFailure:
@@ -189,6 +190,32 @@ def test_a_supervisor_that_stays_trains_on_at_the_same_port_after_a_rank_was_kil
         # Agent, fork server and ranks: whatever serves the second attempt knows nothing of the first.
         assert not before & set(descendants(run.process))
         assert run.status().attempt == 2
+
+
+def test_the_next_attempt_is_trained_by_the_spare_that_was_kept_for_it(tmp_path: Path) -> None:
+    attempt = tmp_path / "attempt"
+    attempt.write_text("1")
+    with supervised(tmp_path, PLAN, training(None, steps=10**6), "--keep-spare", attempt=attempt) as run:
+        run.wait_for_first_step()
+        wait_until(lambda: len(spares(run)) > 0, what="a spare is kept")
+        spare = spares(run)[0]
+        os.kill(rank_processes(run)[1], signal.SIGKILL)
+        run.wait_for_attempt(1, WorkerState.FAILED)
+        write_atomically(attempt, "2")
+        run.wait_for_attempt(2, WorkerState.RUNNING)
+        run.wait_for_first_step()
+        assert set(rank_processes(run).values()) <= set(descendants(spare))
+        assert run.status().attempt == 2
+
+
+def spares(run: Supervised) -> list[int]:
+    """Processes below a supervisor that were started to wait; the first is the agent."""
+    found = []
+    for process in descendants(run.process):
+        with suppress(OSError):
+            if b"GALVATRON_SPARE=1" in Path(f"/proc/{process}/environ").read_bytes():
+                found.append(process)
+    return found
 
 
 def test_a_stalled_run_ends_and_every_rank_says_where_it_stands(tmp_path: Path) -> None:
