@@ -105,6 +105,23 @@ def test_trainers_of_the_former_plan_are_told_to_end_and_keep_their_attempt() ->
     assert all("deletionTimestamp" in pod["metadata"] for pod in pods)
 
 
+def test_a_job_of_a_queue_gets_a_new_stateful_set_for_its_new_plan() -> None:
+    operation = Operation(World(trains_on), ChangingSearches())
+    queued = body()
+    queued["metadata"]["labels"] = {names.LABEL_QUEUE: "team-queue"}
+    operation.create(queued)
+    operation.until(ConditionType.TRAINING)
+    operation.searches.forget(KEY)
+    (before,) = operation.all_of(Kind.STATEFUL_SET)
+    ask(operation)
+    while known(operation).attempt == 1:
+        operation.rounds(1)
+    operation.rounds(4)
+    (after,) = operation.all_of(Kind.STATEFUL_SET)
+    assert after["metadata"]["uid"] != before["metadata"]["uid"]
+    assert operation.until_finished().attempt == 2
+
+
 def test_the_same_plan_changes_nothing_and_is_told() -> None:
     operation = training(InstantSearches())
     ask(operation)
