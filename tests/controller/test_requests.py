@@ -202,6 +202,7 @@ def test_a_lost_status_does_not_bring_the_former_plan_back() -> None:
     ask(operation)
     while known(operation).attempt == 1:
         operation.rounds(1)
+    operation.rounds(2)
     hash_ = known(operation).plan
     del operation.job["status"]
     operation.searches.forget(KEY)

@@ -132,13 +132,7 @@ class Restarts(StatusValue):
     by_reason: tuple[RestartCount, ...] = ()
 
     def with_one(self, reason: str, *, counts: bool, lost_steps: int) -> Self:
-        """Count one more.
-
-        Args:
-            reason: of the failure behind it.
-            counts: whether it counts towards ``spec.failurePolicy.maxRestarts``.
-            lost_steps: steps that have to be made again.
-        """
+        """Count one more, towards ``failurePolicy.maxRestarts`` if it ``counts``, and the steps to be made again."""
         return self.model_copy(
             update={
                 "total": self.total + 1,
