@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -59,6 +60,9 @@ async def run(settings: Settings, election: Election | None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         # kopf puts its own in place of these when it starts.
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    # Every request waits in a thread; by itself a pod of one core gets five.
+    executor = ThreadPoolExecutor(kube.REQUESTS_AT_ONCE, thread_name_prefix="requests")
+    asyncio.get_running_loop().set_default_executor(executor)
     metrics_registry = CollectorRegistry()
     metrics = OperatorMetrics(metrics_registry)
     metrics.leader.set_function(lambda: float(election is None or election.leads()))

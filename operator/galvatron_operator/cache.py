@@ -4,7 +4,9 @@ Reads may be a little behind, as with every informer. That does no harm: a statu
 read, or not at all, objects are applied, and whatever comes late makes the job be looked at again.
 """
 
+import sys
 from collections.abc import Mapping
+from typing import Any
 
 from galvatron_operator import names
 from galvatron_operator.decide import OWNED_KINDS, Kind, ObjectRef, is_ours, kind_of
@@ -16,6 +18,8 @@ Key = tuple[Kind, str, str]
 
 REMEMBERED_ENDS = 10_000
 """Uids of objects that are gone: an answer to an older request must not bring them back."""
+LONGEST_WORD = 64
+"""Characters of a text that may occur in many objects, such as a label; documents occur once."""
 
 
 _LISTED: tuple[tuple[Kind, dict[str, str]], ...] = (
@@ -51,7 +55,8 @@ class CachedCluster:
     @property
     def jobs(self) -> tuple[Manifest, ...]:
         """Every GalvatronJob that the operator works on."""
-        return tuple(found for (kind, _, _), found in self._found.items() if kind is Kind.GALVATRON_JOB)
+        # A copy first: metrics ask from a thread of their own.
+        return tuple(found for found in tuple(self._found.values()) if found["kind"] == names.KIND)
 
     def job(self, namespace: str, name: str) -> Manifest | None:
         """Look a GalvatronJob up."""
@@ -78,9 +83,9 @@ class CachedCluster:
         """Take in a version of an object of a job, unless a newer one is known, or that it is gone."""
         key, metadata = _key(manifest), manifest["metadata"]
         known = self._found.get(key)
-        if not _belongs(manifest) or metadata["uid"] in self._gone or (known and _version(manifest) < _version(known)):
+        if not _belongs(manifest) or metadata["uid"] in self._gone or (known and _version(manifest) <= _version(known)):
             return
-        self._found[key] = manifest
+        self._found[key] = _compact(manifest)
         self._owned.setdefault(_owner(manifest), set()).add(key)
 
     def drop(self, manifest: Manifest) -> None:
@@ -147,6 +152,24 @@ def _owner(manifest: Manifest) -> str:
     """Uid of the job that an object belongs to; empty for jobs themselves."""
     uid: str = (manifest["metadata"].get("labels") or {}).get(names.LABEL_JOB_UID, "")
     return uid
+
+
+def _compact(manifest: Manifest) -> Manifest:
+    """Copy what rounds read: not the managed fields, half of an object, and every word that objects share only once.
+
+    Managed fields were 31 of the 63 KB of a pod, and 18 of the 39 of a job (2026-11-28, as Python objects).
+    """
+    metadata = {name: value for name, value in manifest["metadata"].items() if name != "managedFields"}
+    shared: Manifest = _shared({**manifest, "metadata": metadata})
+    return shared
+
+
+def _shared(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {sys.intern(name): _shared(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_shared(part) for part in value]
+    return sys.intern(value) if isinstance(value, str) and len(value) <= LONGEST_WORD else value
 
 
 def _version(manifest: Manifest) -> int:

@@ -54,6 +54,7 @@ class Operator:
     metrics: OperatorMetrics
     cache: CachedCluster = field(init=False)
     has_failed: bool = False
+    _progress: dict[JobKey, str] = field(default_factory=dict)
     _counted: dict[tuple[str, str], Manifest] = field(default_factory=dict)
     _queue: WorkQueue[JobKey] | None = None
 
@@ -66,7 +67,7 @@ class Operator:
             self.cache.drop(manifest)
         else:
             self.cache.put(manifest)
-        self._job_seen(_key(manifest))
+        self._job_seen(_key(manifest), look=not self._is_own_progress(manifest))
 
     def look_at(self, key: JobKey) -> None:
         """Have a job reconciled soon."""
@@ -98,7 +99,9 @@ class Operator:
         searches = SearchProcesses(when_done=self._search_done)
         ports = Ports(self.cache, self.workers, searches)
         await self.cache.fill()
-        self._queue = WorkQueue(lambda key: self._work(key, ports))
+        queue = WorkQueue[JobKey](lambda key: self._work(key, ports), waited=self.metrics.queue_wait_seconds.observe)
+        self.metrics.queue_depth.set_function(lambda: float(queue.depth))
+        self._queue = queue
 
         def report(task: asyncio.Task[None]) -> None:
             if not task.cancelled():
@@ -119,8 +122,6 @@ class Operator:
 
     async def _work(self, key: JobKey, ports: Ports) -> float | None:
         """Do one round; whatever goes wrong in it is logged and tried again later."""
-        if self._queue is not None:
-            self.metrics.queue_depth.set(self._queue.depth)
         try:
             with self.metrics.round_seconds.time():
                 decision = await reconcile(key, ports, settings=self.settings, now=datetime.now(UTC))
@@ -133,7 +134,22 @@ class Operator:
             raise TryAgain(repr(error)) from error
         self.metrics.rounds.labels("Success").inc()
         self._count_profiles(decision)
+        self._note_progress(key, decision)
         return decision.requeue_after_seconds
+
+    def _note_progress(self, key: JobKey, decision: Decision) -> None:
+        """Remember the version by which a round has written how far a job is, and nothing else."""
+        acted = decision.apply or decision.delete or decision.force_delete or decision.search or decision.events
+        job = self.cache.job(*key)
+        if decision.status is not None and not acted and decision.requeue_after_seconds and job is not None:
+            self._progress[key] = job["metadata"]["resourceVersion"]
+
+    def _is_own_progress(self, manifest: Manifest) -> bool:
+        """Tell whether an event is the echo of such a version: most events of a large fleet are."""
+        if manifest["kind"] != names.KIND:
+            return False
+        version = self._progress.pop(JobKey(*_key(manifest)), None)
+        return version is not None and version == str(manifest["metadata"]["resourceVersion"])
 
     def _count_profiles(self, decision: Decision) -> None:
         for event in decision.events:
@@ -157,14 +173,15 @@ class Operator:
             for key in before | {_key(body) for body in self.cache.jobs}:
                 self._job_seen(key)
 
-    def _job_seen(self, key: tuple[str, str]) -> None:
+    def _job_seen(self, key: tuple[str, str], *, look: bool = True) -> None:
         """Count what has changed of a job since it was last counted, and look at it."""
         before, body = self._counted.pop(key, None), self.cache.job(*key)
         if body is not None:
             if body is not before:
                 self.metrics.job_changed(before, body)
             self._counted[key] = body
-        self.look_at(JobKey(*key))
+        if look:
+            self.look_at(JobKey(*key))
 
 
 def _key(manifest: Manifest) -> tuple[str, str]:
@@ -185,11 +202,29 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.networking.request_timeout = 60
     settings.networking.connect_timeout = 10
     settings.posting.enabled = False
+    # What handlers of changes would need, at the price of two copies of every object that changes.
+    settings.persistence.diffbase_storage = NoDifferences()
+    settings.persistence.progress_storage = kopf.StatusProgressStorage()
     settings.peering.standalone = True
     # Neither CRDs nor namespaces are watched: that would take rights on the whole cluster.
     settings.scanning.disabled = True
     for group, version, plural in _WATCHED:
         settings.watching.label_selectors[group, version, plural] = names.owned_selector()
+
+
+class NoDifferences(kopf.DiffBaseStorage):
+    """Keeps no former state of objects, and compares nothing: there are handlers of events only."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """Say that an object is like any other."""
+        return kopf.BodyEssence({})
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        """Find no former state."""
+        return None
+
+    def store(self, **_: Any) -> None:
+        """Write nothing."""
 
 
 _WATCHED = (

@@ -43,6 +43,11 @@ _PATHS = {
     Kind.COSCHEDULING_POD_GROUP: (f"/apis/{gang.SCHEDULERS[GangProvider.COSCHEDULING].api_version}", "podgroups"),
 }
 
+LIST_CHUNK = 500
+"""Objects in one answer to a list."""
+REQUESTS_AT_ONCE = 32
+"""Connections that are kept: one for each worker of the queue, and more for rounds that ask several things at once."""
+
 _PERMANENT = frozenset({400, 405, 413, 415, 422})
 """The request itself is wrong. 403 is not among them: rights and quotas can be granted while a job waits."""
 
@@ -85,10 +90,17 @@ class KubernetesCluster:
     async def list(self, kind: Kind, *, namespace: str | None, labels: Mapping[str, str]) -> tuple[Manifest, ...]:
         """Read every object of a kind that carries ``labels``, in one namespace or in all."""
         selector = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
-        answer = await self._request("get", kind, namespace, label_selector=selector)
-        # The items of a list come without these two.
-        header = {"apiVersion": answer["apiVersion"], "kind": str(kind)}
-        return tuple(header | item for item in answer["items"])
+        found: list[Manifest] = []
+        rest: str | None = None
+        while rest != "":
+            answer = await self._request(
+                "get", kind, namespace, label_selector=selector, limit=LIST_CHUNK, _continue=rest
+            )
+            # The items of a list come without these two.
+            header = {"apiVersion": answer["apiVersion"], "kind": str(kind)}
+            found.extend(header | item for item in answer["items"])
+            rest = answer["metadata"].get("continue", "")
+        return tuple(found)
 
     async def events(self, ref: ObjectRef) -> tuple[Manifest, ...]:
         """Read what has been said about one object, which has a uid."""
@@ -185,6 +197,7 @@ def connect() -> client.ApiClient:
         config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]  # the client has no types
     # The work queue repeats rounds; urllib3 would send a write again when this process may not lead any more.
     configuration.retries = False
+    configuration.connection_pool_maxsize = REQUESTS_AT_ONCE
     return client.ApiClient(configuration)
 
 

@@ -41,6 +41,12 @@ class OperatorMetrics:
         self.queue_depth = Gauge(
             "galvatron_operator_queue_depth", "Jobs that are due and wait for a worker.", registry=registry
         )
+        self.queue_wait_seconds = Histogram(
+            "galvatron_operator_queue_wait_seconds",
+            "Time for which a job was due before a worker took it.",
+            buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
+            registry=registry,
+        )
         self.leader = Gauge(
             "galvatron_operator_leader",
             "1 for the operator that acts, 0 for one that stands by to take over.",

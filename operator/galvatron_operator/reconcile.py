@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from galvatron_operator import names
 from galvatron_operator.decide import (
@@ -75,8 +75,7 @@ class NotLeading(ClusterError):
     """The request was not sent, because another operator may be acting by now."""
 
 
-@dataclass(frozen=True, slots=True)
-class JobKey:
+class JobKey(NamedTuple):
     """Which job: what the work queue holds."""
 
     namespace: str
@@ -214,12 +213,12 @@ async def carry_out(
     for manifest in decision.share:
         await _share(key, manifest, body, ports.cluster)
     existing = {(ref.kind, ref.name): ref for ref in map(reference, seen.children)}
-    for manifest in decision.apply:
-        found = existing.get((kind_of(manifest), manifest["metadata"]["name"]))
+    wanted = [(m, existing.get((kind_of(m), m["metadata"]["name"]))) for m in decision.apply]
+    await asyncio.gather(*(_check_name_is_free(m, body, ports.cluster) for m, found in wanted if found is None))
+    for manifest, found in wanted:
         if found is not None:
             await _change(manifest, found, ports.cluster)
         else:
-            await _check_name_is_free(manifest, body, ports.cluster)
             await _make(manifest, ports.cluster)
     for ref in decision.delete:
         await ports.cluster.delete(ref)
@@ -230,7 +229,7 @@ async def carry_out(
         ports.searches.start(key, decision.search)
     for event in decision.events:
         log.info(event.reason, extra={"job": str(key), "detail": event.message})
-        await ports.cluster.apply(event_manifest(event, body, now=now))
+    await asyncio.gather(*(ports.cluster.apply(event_manifest(event, body, now=now)) for event in decision.events))
 
 
 async def _write_status(cluster: Cluster, body: Manifest, decision: Decision) -> None:

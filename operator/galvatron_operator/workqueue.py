@@ -6,12 +6,19 @@ deadlines and polls need no timers of their own.
 """
 
 import asyncio
+import heapq
+import itertools
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 log = logging.getLogger(__name__)
+
+MOST_UNTRUE = 8
+"""Entries of the order for each key that waits, before those that are no longer true are dropped."""
 
 Key = TypeVar("Key")
 
@@ -43,20 +50,26 @@ class WorkQueue(Generic[Key]):
         self,
         work: Callable[[Key], Awaitable[float | None]],
         *,
-        num_workers: int = 4,
+        num_workers: int = 16,
         backoff: Backoff = Backoff(),
+        waited: Callable[[float], None] = lambda _: None,
     ) -> None:
         """Make a queue; nothing runs before :meth:`run`.
 
         Args:
             work: works on a key; returns the seconds after which to see it again, or None for not before it is added.
-            num_workers: keys worked on at the same time.
+            num_workers: keys worked on at the same time; they mostly wait for answers.
             backoff: delays after :class:`TryAgain`.
+            waited: is told for how many seconds a key was due before a worker took it.
         """
         self._work = work
         self._num_workers = num_workers
         self._backoff = backoff
+        self._waited = waited
         self._due: dict[Key, float] = {}
+        # A heap of keys that nobody works on; an entry that is no longer true stays until it is met.
+        self._order: list[tuple[float, int, Key]] = []
+        self._count = itertools.count()
         self._started: dict[Key, float] = {}
         self._num_failures: dict[Key, int] = {}
         self._changed = asyncio.Event()
@@ -64,9 +77,10 @@ class WorkQueue(Generic[Key]):
 
     def add(self, key: Key, *, after_seconds: float = 0.0) -> None:
         """Ask for work on ``key``; the earliest of several requests counts."""
-        due = asyncio.get_running_loop().time() + after_seconds
-        self._due[key] = min(due, self._due.get(key, due))
-        self._changed.set()
+        due = time.monotonic() + after_seconds
+        if due < self._due.get(key, math.inf):
+            self._due[key] = due
+            self._line_up(key)
 
     async def run(self) -> None:
         """Work until cancelled, or until work raises something other than :class:`TryAgain`."""
@@ -81,14 +95,15 @@ class WorkQueue(Generic[Key]):
     @property
     def depth(self) -> int:
         """Number of keys that are due now and wait for a worker."""
-        now = asyncio.get_running_loop().time()
-        return sum(due <= now for key, due in self._due.items() if key not in self._started)
+        now = time.monotonic()
+        # A copy: metrics ask from a thread of their own.
+        return sum(due <= now and key not in self._started for key, due in tuple(self._due.items()))
 
     def stuck_seconds(self) -> float | None:
         """Tell for how long the longest round has been going on, or None when the queue does not run."""
         if not self._running:
             return None
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         return max((now - started for started in self._started.values()), default=0.0)
 
     async def _run_worker(self) -> None:
@@ -102,23 +117,43 @@ class WorkQueue(Generic[Key]):
                 self._num_failures.pop(key, None)
             finally:
                 del self._started[key]
-                self._changed.set()
+            self._line_up(key)
             if after_seconds is not None:
                 self.add(key, after_seconds=after_seconds)
 
+    def _line_up(self, key: Key) -> None:
+        """Let workers see a key, if it is due some time and nobody works on it."""
+        if key in self._due and key not in self._started:
+            heapq.heappush(self._order, (self._due[key], next(self._count), key))
+            self._changed.set()
+        if len(self._order) > MOST_UNTRUE * (len(self._due) + 1):
+            # A job that waits for days and changes meanwhile leaves an entry with every change.
+            true = [(due, next(self._count), key) for key, due in self._due.items() if key not in self._started]
+            self._order = true
+            heapq.heapify(self._order)
+
     async def _take(self) -> Key:
         """Wait for the key that has been due for longest, and mark it as being worked on."""
-        loop = asyncio.get_running_loop()
         while True:
             # Nothing is awaited between clearing and waiting, so no change goes unseen.
             self._changed.clear()
-            waiting = [(due, key) for key, due in self._due.items() if key not in self._started]
-            due, key = min(waiting, key=lambda entry: entry[0], default=(None, None))
-            if key is not None and due is not None and due <= loop.time():
+            due, key = self._first()
+            now = time.monotonic()
+            if key is not None and due <= now:
                 del self._due[key]
-                self._started[key] = loop.time()
+                self._started[key] = now
+                self._waited(now - due)
                 return key
-            await self._wait_for_change(until=due)
+            await self._wait_for_change(until=None if key is None else due)
+
+    def _first(self) -> tuple[float, Key | None]:
+        """Find the key that is due first."""
+        while self._order:
+            due, _, key = self._order[0]
+            if self._due.get(key) == due and key not in self._started:
+                return due, key
+            heapq.heappop(self._order)
+        return math.inf, None
 
     async def _wait_for_change(self, *, until: float | None) -> None:
         try:

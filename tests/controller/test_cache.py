@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import json
 from collections import deque
 from typing import Any
 
@@ -47,6 +48,22 @@ def test_what_is_gone_does_not_come_back_but_a_successor_of_its_name_does() -> N
     cache.put(pod(3, uid="b"))
     cache.drop(pod(2))
     assert versions(cache) == ["3"]
+
+
+def test_what_nobody_reads_is_not_kept_and_what_objects_share_is_kept_once() -> None:
+    cache = CachedCluster(FakeCluster())
+    for number in (1, 2):
+        # As they come from the API server, each with words of its own.
+        made = json.loads(json.dumps(pod(number, uid=f"uid-{number}")))
+        made["metadata"] |= {"name": f"small-{number}", "managedFields": [{"manager": "kubelet"}]}
+        cache.put(made)
+    first, second = asyncio.run(cache.list(Kind.POD, namespace="team", labels={names.LABEL_JOB_UID: "job"}))
+    assert "managedFields" not in first["metadata"]
+    assert first["metadata"]["labels"] == LABELS
+    # A change of either would not be seen by the other: only the words are the same.
+    assert first["metadata"]["labels"] is not second["metadata"]["labels"]
+    words = [(name, one["metadata"]["labels"][name]) for one in (first, second) for name in LABELS]
+    assert len({id(word) for pair in words for word in pair}) == len({word for pair in words for word in pair})
 
 
 def test_filling_finds_what_watches_have_missed() -> None:

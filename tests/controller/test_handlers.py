@@ -2,15 +2,17 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
 
 import kopf
 import pytest
 from prometheus_client import CollectorRegistry
 
 from fakes.cluster import FakeCluster
-from fakes.operation import KEY, SETTINGS, body
-from fakes.world import World
+from fakes.operation import KEY, SETTINGS, Operation, body
+from fakes.world import Act, Scene, World, all_goes_well
 from galvatron_operator import names
+from galvatron_operator.api import ConditionType
 from galvatron_operator.decide import Kind
 from galvatron_operator.handlers import Operator, configure, register
 from galvatron_operator.manifests.metadata import Manifest
@@ -94,6 +96,33 @@ def test_a_job_of_another_manager_has_no_metrics() -> None:
         assert operator.cache.jobs == ()
 
     during(world, scenario)
+
+
+def test_the_echo_of_progress_makes_no_round_but_every_other_event_does() -> None:
+    registry = CollectorRegistry()
+    # The operator looks at the real clock.
+    world = World(trains_on, now=datetime.now(UTC) - timedelta(minutes=5))
+    operation = Operation(world)
+    operation.create(body())
+    operation.until(ConditionType.TRAINING)
+    world.step()
+
+    async def scenario(operator: Operator) -> None:
+        before = stored(world)["metadata"]["resourceVersion"]
+        operator.remember("MODIFIED", stored(world))
+        await eventually(lambda: registry.get_sample_value("galvatron_operator_reconcile_duration_seconds_count") == 1)
+        assert stored(world)["metadata"]["resourceVersion"] != before
+        operator.remember("MODIFIED", stored(world))
+        assert registry.get_sample_value("galvatron_operator_queue_depth") == 0
+        operator.remember("MODIFIED", stored(world))
+        assert registry.get_sample_value("galvatron_operator_queue_depth") == 1
+
+    during(world, scenario, registry=registry)
+
+
+def trains_on(scene: Scene) -> Act:
+    """Trainers that make a step with every look."""
+    return Act(step=scene.age) if scene.component == names.COMPONENT_TRAINER else all_goes_well(scene)
 
 
 class AwayCluster(FakeCluster):

@@ -196,3 +196,64 @@ def test_a_running_queue_without_work_is_not_stuck() -> None:
         assert stuck[0] < DEADLINE_SECONDS
 
     drive(scenario)
+
+
+def test_the_time_for_which_a_key_was_due_is_told() -> None:
+    async def scenario() -> None:
+        waits: list[float] = []
+        done = asyncio.Event()
+
+        async def work(key: str) -> None:
+            if key == "first":
+                await asyncio.sleep(0.05)
+            else:
+                done.set()
+
+        queue = WorkQueue(work, num_workers=1, waited=waits.append)
+        queue.add("first")
+        queue.add("second")
+        await run_until(queue, done)
+        assert waits[0] < 0.05 <= waits[1]
+
+    drive(scenario)
+
+
+def test_keys_are_taken_in_the_order_in_which_they_fell_due() -> None:
+    async def scenario() -> None:
+        seen: list[str] = []
+        done = asyncio.Event()
+
+        async def work(key: str) -> None:
+            seen.append(key)
+            if len(seen) == 4:
+                done.set()
+
+        queue = WorkQueue(work, num_workers=1)
+        for key, after_seconds in (("third", 0.02), ("fourth", 0.03), ("first", 5.0), ("second", 0.01)):
+            queue.add(key, after_seconds=after_seconds)
+        queue.add("first")
+        await run_until(queue, done)
+        assert seen == ["first", "second", "third", "fourth"]
+
+    drive(scenario)
+
+
+def test_a_key_that_waits_for_long_and_changes_often_takes_no_more_room() -> None:
+    async def scenario() -> None:
+        rounds: list[str] = []
+        done = asyncio.Event()
+
+        async def work(key: str) -> float:
+            rounds.append(key)
+            if len(rounds) == 200:
+                done.set()
+            else:
+                queue.add(key)
+            return 3600.0
+
+        queue = WorkQueue(work)
+        queue.add("job")
+        await run_until(queue, done)
+        assert len(queue._order) < 20
+
+    drive(scenario)
