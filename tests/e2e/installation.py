@@ -96,7 +96,8 @@ def fresh_namespace(environment: Mapping[str, str]) -> Iterator[Kubectl]:
     try:
         yield kubectl
     finally:
-        kubectl("delete", "namespace", kubectl.namespace, "--wait=true", "--timeout=120s")
+        gone = ("--ignore-not-found", "--wait=true", "--timeout=120s")
+        kubectl("delete", "namespace", kubectl.namespace, *gone)
 
 
 def script(*verb: str, check: bool = True) -> subprocess.CompletedProcess[str]:
