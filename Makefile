@@ -11,7 +11,7 @@ JOB ?= docs/examples/quickstart.yaml
 CLUSTER := bash tests/cluster/cluster.sh
 CHART := charts/galvatron-operator
 
-.PHONY: help run test check format dashboards goldens reference bench bench-accuracy bench-runtime bench-resume cluster cluster-down images chart clean
+.PHONY: help run test check format dashboards goldens reference bench bench-accuracy bench-runtime bench-resume bench-jobs cluster cluster-down images chart clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -49,6 +49,9 @@ bench-runtime: $(INSTALLED) ## measure: the runtime against DDP, FSDP2, DTensor 
 
 bench-resume: $(INSTALLED) ## measure: checkpoints of all 44 strategies of 8 devices under all of them, bit for bit
 	cd tests && ../$(BIN)/python -m benchmarks.resume
+
+bench-jobs: $(INSTALLED) ## measure: a thousand jobs on the API server of `make cluster`, pods played (root)
+	cd tests && ../$(BIN)/python -m benchmarks.jobs
 
 bench: $(INSTALLED) ## measure: search times, the search against its oracle and the published ones
 	cd tests && ../$(BIN)/python -m benchmarks.search
