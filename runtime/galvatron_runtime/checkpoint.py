@@ -27,7 +27,7 @@ from galvatron_planner.documents import Document
 from galvatron_planner.errors import GalvatronError, InvalidDocument
 from galvatron_planner.plan import Plan
 from galvatron_planner.training import TrainingCheckpoints, TrainingSpec
-from galvatron_runtime.claims import Claim, suffix_of
+from galvatron_runtime.claims import Claim, StaleAttempt, suffix_of
 
 log = logging.getLogger(__name__)
 
@@ -168,25 +168,25 @@ class CheckpointStore:
             if dist.get_rank() == 0:
                 samples = state.sample_offset + step * self.plan.global_batch_size
                 position = Position(step=step, samples=samples, owner=self.settings.owner)
-                self._prepare(self._partial(step), position)
+                self._prepare(step, position)
             dist.barrier()
             yield self._partial(step)
         except (OSError, CheckpointException) as error:
-            self._claim.check()
+            self._check_claim(step)
             raise self.failure(step, error) from error
 
     def complete(self, step: int) -> None:
         """Give what is written its name, then drop the oldest ones; rank 0 alone, which knows that all have written."""
         if dist.get_rank() != 0:
             return
-        self._claim.check()
+        self._check_claim(step)
         complete = self.directory / checkpoint_name(step)
         _remove(complete)
         try:
             self._partial(step).rename(complete)
         except FileNotFoundError:
             # Whoever has claimed the directory since has swept it away.
-            self._claim.check()
+            self._check_claim(step)
             raise
         for old in sorted(complete_steps(self.directory))[: -self.settings.keep_last]:
             _remove(self.directory / checkpoint_name(old))
@@ -207,6 +207,18 @@ class CheckpointStore:
     @property
     def _claim(self) -> Claim:
         return Claim(self.directory, self.settings.owner, self.attempt, self.run)
+
+    def _check_claim(self, step: int) -> None:
+        """Make sure of the claim; without it remove what was written since its successor has swept: nobody else would.
+
+        Raises:
+            StaleAttempt: when somebody else has claimed the directory.
+        """
+        try:
+            self._claim.check()
+        except StaleAttempt:
+            shutil.rmtree(self._partial(step), ignore_errors=True)
+            raise
 
     def _partial(self, step: int) -> Path:
         return self.directory / f".{checkpoint_name(step)}.attempt-{self.attempt}{suffix_of(self.run)}"
@@ -247,10 +259,11 @@ class CheckpointStore:
         with self._reading(path):
             return Position.from_json((path / POSITION_FILE).read_text())
 
-    def _prepare(self, partial: Path, position: Position) -> None:
+    def _prepare(self, step: int, position: Position) -> None:
         """Make a directory with the documents; only then look for the claim, as its taker looks for directories."""
+        partial = self._partial(step)
         partial.mkdir(parents=True)
-        self._claim.check()
+        self._check_claim(step)
         (partial / POSITION_FILE).write_text(position.to_json())
         (partial / PLAN_FILE).write_text(self.plan.to_json())
         (partial / TRAINING_FILE).write_text(self.training.to_json())

@@ -188,6 +188,8 @@ def test_an_attempt_that_was_given_up_completes_no_checkpoint(tmp_path: Path, su
     with pytest.raises(StaleAttempt):
         given_up.save(state(steps=1), 30)
     assert complete_steps(tmp_path) == (10,)
+    # Its successor has swept already.
+    assert not list(tmp_path.glob(".step-*"))
 
 
 def test_an_attempt_that_comes_late_leaves_its_successor_alone(tmp_path: Path) -> None:
