@@ -137,6 +137,12 @@ def is_on_lost_node(pod: Pod) -> bool:
     return found is not None and found.reason is FailureReason.NODE_LOST
 
 
+def asked_to_end(pod: Pod) -> datetime:
+    """Tell when a pod that is being deleted was asked to end: Kubernetes writes down when its grace period does."""
+    metadata = pod["metadata"]
+    return parse_time(metadata["deletionTimestamp"]) - timedelta(seconds=metadata.get("deletionGracePeriodSeconds", 0))
+
+
 def may_still_save(pod: Pod, report: WorkerStatus | None, *, now: datetime) -> bool:
     """Tell whether a pod is taken away whose ranks have time left to save their work, and have not ended.
 
@@ -240,12 +246,9 @@ def _unreachable(pod: Pod, report: WorkerStatus | None, now: datetime) -> Failur
 
 
 def _deleted(pod: Pod, now: datetime) -> Failure | None:
-    metadata = pod["metadata"]
-    if "deletionTimestamp" not in metadata:
+    if "deletionTimestamp" not in pod["metadata"]:
         return None
-    # Kubernetes writes there when the grace period ends, not when somebody asked.
-    asked = parse_time(metadata["deletionTimestamp"]) - timedelta(seconds=metadata.get("deletionGracePeriodSeconds", 0))
-    return _of_pod(pod, FailureReason.POD_LOST, "the pod is being deleted", min(asked, now))
+    return _of_pod(pod, FailureReason.POD_LOST, "the pod is being deleted", min(asked_to_end(pod), now))
 
 
 def _ended(pod: Pod, now: datetime) -> Failure | None:

@@ -83,11 +83,16 @@ def quota_awaited(children: Sequence[Manifest]) -> Obstacle | None:
         children: objects of one job.
     """
     pods = [child for child in children if child["kind"] == "Pod" and "deletionTimestamp" not in child["metadata"]]
-    if any(pod.get("spec", {}).get("nodeName") for pod in pods):
+    if any(map(has_node, pods)):
         return None
     held_back = (child for child in children if child["kind"] == "Job" and _is_held_back(child))
     gated = (found for pod in pods if (found := _gate(pod)) is not None and found.reason == _WAITING_FOR_QUOTA)
     return next(map(_queued, held_back), None) or next(gated, None)
+
+
+def has_node(pod: Pod) -> bool:
+    """Tell whether a scheduler has placed a pod."""
+    return bool(pod.get("spec", {}).get("nodeName"))
 
 
 def placed_since(pod: Pod) -> datetime | None:
@@ -100,7 +105,7 @@ def placed_since(pod: Pod) -> datetime | None:
 
 def is_looked_at(pod: Pod) -> bool:
     """Tell whether a scheduler has placed a pod, or said why it cannot."""
-    return bool(pod.get("spec", {}).get("nodeName")) or _scheduled(pod) is not None
+    return has_node(pod) or _scheduled(pod) is not None
 
 
 def unexplained(children: Sequence[Manifest]) -> tuple[Manifest, ...]:
@@ -190,7 +195,7 @@ def _lacks_pods(owner: Manifest, pods: Sequence[Manifest]) -> bool:
 def _waits(pod: Pod) -> bool:
     """Tell whether a pod has a node and none of its containers has started there."""
     ending = "deletionTimestamp" in pod["metadata"]
-    return not ending and bool(pod.get("spec", {}).get("nodeName")) and pod.get("status", {}).get("phase") == "Pending"
+    return not ending and has_node(pod) and pod.get("status", {}).get("phase") == "Pending"
 
 
 def _told_by_events(events: Iterable[Manifest]) -> Iterator[Obstacle]:

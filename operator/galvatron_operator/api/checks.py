@@ -4,7 +4,7 @@ Each rule is a function that yields what is wrong as (field, problem, remedy), a
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -203,8 +203,7 @@ def _elasticity(spec: Spec) -> Iterator[Finding]:
         gpus_per_node=spec.budget.gpus_per_node,
         is_plan_fixed=spec.search.algorithm is Algorithm.FIXED,
     )
-    for field, problem, remedy in found:
-        yield Finding(f"spec.{field}", problem, remedy)
+    yield from _below("spec", found)
 
 
 def _batch(spec: Spec) -> Iterator[Finding]:
@@ -344,23 +343,25 @@ def _template(spec: Spec) -> Iterator[Finding]:
     if runtime.template is None:
         return
     taken = frozenset(variable.name for variable in runtime.env)
-    for field, problem, remedy in overlay.problems(
-        runtime.template, taken_variables=taken, gpu_resource=spec.budget.resource_name
-    ):
-        yield Finding(f"spec.runtime.template.{field}".rstrip("."), problem, remedy)
+    found = overlay.problems(runtime.template, taken_variables=taken, gpu_resource=spec.budget.resource_name)
+    yield from _below("spec.runtime.template", found)
 
 
 def _placing(spec: Spec) -> Iterator[Finding]:
-    runtime = spec.runtime
+    runtime, scheduling = spec.runtime, spec.scheduling
     if runtime.network is not None:
         found = network_problems(runtime.network, runtime.template, gpu_resource=spec.budget.resource_name)
-        yield from (Finding(f"spec.runtime.network.{field}", problem, remedy) for field, problem, remedy in found)
-    if spec.scheduling.topology is not None:
-        found = topology_problems(runtime.template)
-        yield from (Finding(f"spec.scheduling.topology.{field}", problem, remedy) for field, problem, remedy in found)
-    if spec.scheduling.gang is not None:
-        found = gang_problems(spec.scheduling.gang)
-        yield from (Finding(f"spec.scheduling.gang.{field}", problem, remedy) for field, problem, remedy in found)
+        yield from _below("spec.runtime.network", found)
+    if scheduling.topology is not None:
+        yield from _below("spec.scheduling.topology", topology_problems(runtime.template))
+    if scheduling.gang is not None:
+        yield from _below("spec.scheduling.gang", gang_problems(scheduling.gang))
+
+
+def _below(field: str, found: Iterable[tuple[str, str, str]]) -> Iterator[Finding]:
+    """Say of problems below ``field`` where they are in the whole."""
+    for part, problem, remedy in found:
+        yield Finding(f"{field}.{part}".rstrip("."), problem, remedy)
 
 
 def _failure_rules(spec: Spec) -> Iterator[Finding]:

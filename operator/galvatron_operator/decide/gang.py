@@ -10,7 +10,7 @@ from galvatron_operator.decide.observed import Observed
 from galvatron_operator.decide.situation import attempt_of
 from galvatron_operator.failures import Failure, cause, failure_of, may_still_save, parse_time, taken_away
 from galvatron_operator.manifests.metadata import Manifest
-from galvatron_operator.obstacles import obstacle, placed_since
+from galvatron_operator.obstacles import has_node, obstacle, placed_since
 from galvatron_planner.plan import Plan
 from galvatron_planner.units import format_quantity
 from galvatron_planner.worker import Progress, WorkerState, WorkerStatus
@@ -171,7 +171,7 @@ def _stalled(gang: Gang, status: JobStatus, deadline_seconds: int, now: datetime
     if not gang.runs_whole and status.furthest_step == 0:
         # A first start may take long, and ``startDeadlineSeconds`` bounds it.
         return None
-    if gang.pods and not any(pod.get("spec", {}).get("nodeName") for pod in gang.pods):
+    if gang.pods and not any(map(has_node, gang.pods)):
         # In a queue, or not placed by a scheduler of gangs: nothing is held that others wait for.
         return None
     moved = progress.last_update_time if progress is not None else None

@@ -5,12 +5,12 @@ so, and only pods that nobody was deleting yet are marked when their node is eva
 """
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from galvatron_operator.api import ForceDeleteLostPods
 from galvatron_operator.decide.observed import ObjectRef, reference
 from galvatron_operator.decide.situation import Situation
-from galvatron_operator.failures import is_on_lost_node, parse_time
+from galvatron_operator.failures import asked_to_end, is_on_lost_node, parse_time
 from galvatron_operator.manifests.metadata import Manifest
 
 
@@ -39,10 +39,9 @@ def _due(pod: Manifest, *, is_heard: bool) -> datetime:
     Kubernetes writes down when the grace period ends. But where a node was given up, and the pod says nothing either,
     no kubelet has begun that period.
     """
-    end = parse_time(pod["metadata"]["deletionTimestamp"])
     if is_heard or not is_on_lost_node(pod):
-        return end
-    return end - timedelta(seconds=pod["metadata"].get("deletionGracePeriodSeconds", 0))
+        return parse_time(pod["metadata"]["deletionTimestamp"])
+    return asked_to_end(pod)
 
 
 def to_force(situation: Situation, lost: tuple[Manifest, ...]) -> tuple[ObjectRef, ...]:

@@ -144,13 +144,14 @@ class Observed:
 
     def pods(self, component: str) -> tuple[Manifest, ...]:
         """Select pods of one component (a value of ``names.COMPONENT_...``)."""
-        return self._of_component(Kind.POD, component)
+        return self.of_component(Kind.POD, component)
 
     def stateful_sets(self, component: str) -> tuple[Manifest, ...]:
         """Select StatefulSets of one component; there is at most one."""
-        return self._of_component(Kind.STATEFUL_SET, component)
+        return self.of_component(Kind.STATEFUL_SET, component)
 
-    def _of_component(self, kind: Kind, component: str) -> tuple[Manifest, ...]:
+    def of_component(self, kind: Kind, component: str) -> tuple[Manifest, ...]:
+        """Select children of one kind and component."""
         labelled = ((child, child["metadata"].get("labels", {})) for child in self.of_kind(kind))
         return tuple(child for child, labels in labelled if labels.get(names.LABEL_COMPONENT) == component)
 

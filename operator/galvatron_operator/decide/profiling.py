@@ -95,13 +95,9 @@ def without_profilers(decision: Decision, seen: Observed) -> Decision:
 
     Parked profilers hold the devices that trainers wait for.
     """
-    around = (
-        child
-        # A PodGroup is looked up as long as there is a Job, which therefore goes last.
-        for kind in (*POD_GROUPS, Kind.SERVICE)
-        for child in seen.of_kind(kind)
-        if child["metadata"].get("labels", {}).get(names.LABEL_COMPONENT) == names.COMPONENT_PROFILER
-    )
+    # A PodGroup is looked up as long as there is a Job, which therefore goes last.
+    kinds = (*POD_GROUPS, Kind.SERVICE)
+    around = (child for kind in kinds for child in seen.of_component(kind, names.COMPONENT_PROFILER))
     return replace(decision, delete=(*decision.delete, *references((*around, *seen.of_kind(Kind.JOB)))))
 
 

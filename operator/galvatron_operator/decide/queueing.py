@@ -12,7 +12,7 @@ from typing import Any
 
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, GalvatronJob, JobStatus
-from galvatron_operator.decide.observed import Kind, ObjectRef, Observed
+from galvatron_operator.decide.observed import Kind, ObjectRef, Observed, kind_of
 from galvatron_operator.decide.restarting import seconds_to_wait
 from galvatron_operator.decide.situation import Situation
 from galvatron_operator.failures import parse_time
@@ -37,7 +37,7 @@ def pod_groups_of(job: GalvatronJob, status: JobStatus | None, children: tuple[M
         wanted.append(names.profilers_group(job.name))
     if (Kind.STATEFUL_SET in owners and ending) or (planned and not ending and not is_placed(status)):
         wanted.append(names.trainers_group(job.name))
-    kind = Kind(f"{gang.POD_GROUP}.{scheduler.api_version.partition('/')[0]}")
+    kind = kind_of({"apiVersion": scheduler.api_version, "kind": gang.POD_GROUP})
     return tuple(ObjectRef(kind, job.namespace, name) for name in wanted)
 
 

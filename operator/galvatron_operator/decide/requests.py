@@ -15,7 +15,7 @@ from galvatron_operator.decide.keeping import profile_at_hand
 from galvatron_operator.decide.observed import Decision
 from galvatron_operator.decide.profiling import request_of
 from galvatron_operator.decide.searching import say_plan_ready, search_order
-from galvatron_operator.decide.situation import AT_ONCE_SECONDS, FALSE, Situation, missing, next_attempt
+from galvatron_operator.decide.situation import AT_ONCE_SECONDS, Situation, begin, missing, next_attempt
 from galvatron_operator.manifests import training
 from galvatron_planner.plan import Plan
 from galvatron_planner.problem import Algorithm
@@ -75,11 +75,7 @@ def _begin(situation: Situation, plan: Plan) -> Decision:
     """Give up the attempt for one under another plan; pods that are told to end save a training checkpoint."""
     begun = next_attempt(_remember(say_plan_ready(situation, plan), NEW_PLAN, plan.summary))
     message = f"attempt {begun.status.attempt} is starting under another plan, which {names.ANNOTATION_REPLAN} asks for"
-    return (
-        begun.say(ConditionType.TRAINING, FALSE, "Restarting", message)
-        .say(ConditionType.PODS_READY, FALSE, "Starting", message)
-        .decide(after_seconds=AT_ONCE_SECONDS)
-    )
+    return begin(begun, "Restarting", message)
 
 
 def _answered(situation: Situation, going_on: Decision, result: str, message: str) -> Decision:

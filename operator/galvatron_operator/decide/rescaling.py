@@ -18,6 +18,7 @@ from galvatron_operator.decide.situation import (
     AT_ONCE_SECONDS,
     FALSE,
     Situation,
+    begin,
     brief,
     missing,
     next_attempt,
@@ -26,7 +27,7 @@ from galvatron_operator.decide.situation import (
 from galvatron_operator.failures import parse_time
 from galvatron_operator.manifests import placeholders
 from galvatron_operator.manifests.metadata import Manifest
-from galvatron_operator.obstacles import obstacle
+from galvatron_operator.obstacles import has_node, obstacle
 from galvatron_planner.plan import Plan
 
 LOST, RETURNED, IMPOSSIBLE = "CapacityLost", "CapacityReturned", "NoSmallerPlan"
@@ -46,12 +47,7 @@ def rescale(situation: Situation, plan: Plan, gang: Gang) -> Decision | None:
         return None
     changed = next_attempt(situation.with_status(rescale=found, plan=None))
     text = rescaling_text(changed, found)
-    return (
-        say_rescaling(changed, found)
-        .say(ConditionType.TRAINING, FALSE, "Rescaling", text)
-        .say(ConditionType.PODS_READY, FALSE, "Starting", text)
-        .decide(after_seconds=AT_ONCE_SECONDS)
-    )
+    return begin(say_rescaling(changed, found), "Rescaling", text)
 
 
 def take_back(situation: Situation, problem: str) -> Decision | None:
@@ -239,7 +235,7 @@ def _num_running(situation: Situation) -> int:
 
 
 def _is_placed(pod: Manifest) -> bool:
-    return bool(pod.get("spec", {}).get("nodeName")) and "deletionTimestamp" not in pod["metadata"]
+    return has_node(pod) and "deletionTimestamp" not in pod["metadata"]
 
 
 def _name(pod: Manifest) -> str:

@@ -81,6 +81,12 @@ def next_attempt(situation: Situation) -> Situation:
     return situation.with_status(attempt=status.attempt + 1, restarts=restarts, nodes=Nodes())
 
 
+def begin(situation: Situation, reason: str, message: str) -> Decision:
+    """Say why there are no steps before those of an attempt that was just numbered, and go on with it at once."""
+    said = situation.say(ConditionType.TRAINING, FALSE, reason, message)
+    return said.say(ConditionType.PODS_READY, FALSE, "Starting", message).decide(after_seconds=AT_ONCE_SECONDS)
+
+
 def record(situation: Situation, failure: Failure) -> FailureRecord:
     """Write a failure down for ``status.failures``."""
     progress = situation.status.progress

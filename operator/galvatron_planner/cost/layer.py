@@ -120,8 +120,9 @@ def price(layer: LayerSpec, strategy: LayerStrategy, *, micro_batch_size: int, c
         late_bytes=_late_bytes(layer, strategy, conditions.precision),
         activation_bytes=kept,
         transient_bytes=max(
+            # What is not kept is there again once it is computed again.
             passes.transient_bytes
-            + (max(passes.activation_bytes - arriving, 0) if strategy.checkpoint else 0)
+            + (passes.activation_bytes - kept)
             + _gradient_bytes(layer, strategy, conditions.precision),
             # By then the pass has used up what it kept, but for the gradient of its input.
             _scattering_bytes(layer, strategy, conditions) - max(0, kept - arriving),

@@ -42,20 +42,19 @@ def measure_reserve(links: tuple[Link, ...], request: ProfileRequest, meter: Mem
     bench.line_up()
     summing = max((_summing_bytes(link, request, meter, bench=bench) for link in links), default=0)
     return_freed_memory()
-    (fullest,) = bench.slowest([float(meter.current_bytes())])
-    return int(fullest) + summing
+    return _of_the_fullest(meter.current_bytes(), bench) + summing
 
 
 def _compute(request: ProfileRequest, bench: Bench) -> None:
     """Pass the fewest samples through every layer: matrix libraries keep what they make for its shapes."""
     for layer in request.layers:
-        module = build(layer, tensor_degree=1, splits_tokens=False, precision=request.precision, device=bench.device)
+        module = build(layer, tensor_degree=1, precision=request.precision, device=bench.device)
         size = request.micro_batch_sizes[0]
         feed(module, micro_batch_size=size, precision=request.precision, device=bench.device).run()
 
 
 def _summing_bytes(link: Link, request: ProfileRequest, meter: MemoryMeter, *, bench: Bench) -> int:
-    """Measure what the library works in while it sums the largest payload: gloo receives into 2 MB; no NCCL here."""
+    """Measure what the library works in while it sums the largest payload: gloo receives into segments of 2 MB."""
     buffer = torch.ones(max(request.payload_bytes) // torch.float32.itemsize, device=bench.device)
     return_freed_memory()
     meter.reset_peak()
@@ -64,7 +63,11 @@ def _summing_bytes(link: Link, request: ProfileRequest, meter: MemoryMeter, *, b
     # What stays is read with everything else that does.
     most = meter.peak_bytes()
     return_freed_memory()
-    (fullest,) = bench.slowest([float(max(0, most - meter.current_bytes()))])
+    return _of_the_fullest(max(0, most - meter.current_bytes()), bench)
+
+
+def _of_the_fullest(num_bytes: int, bench: Bench) -> int:
+    (fullest,) = bench.slowest([float(num_bytes)])
     return int(fullest)
 
 
