@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as generate
 
-from fakes.elastic import DELAY, elastic, lose, message, pods, trains_on, until
-from fakes.operation import Operation, reason
+from fakes.elastic import DELAY, elastic, lose, pods, trains_on, until
+from fakes.operation import Operation, message, reason
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, JobStatus
 from galvatron_operator.decide import Kind

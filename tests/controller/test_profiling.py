@@ -4,10 +4,10 @@ from datetime import timedelta
 
 import pytest
 
-from fakes.operation import KEY, Operation, begin, body, reason
+from fakes.operation import KEY, Operation, begin, body, known, message, reason
 from fakes.world import Act, Scene, Script, World, all_goes_well, fails_with
 from galvatron_operator import names
-from galvatron_operator.api import ConditionType, JobStatus
+from galvatron_operator.api import ConditionType
 from galvatron_operator.decide import Kind
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_planner.worker import ExitClass, WorkerFailure, WorkerState
@@ -33,15 +33,8 @@ def ask_anew(operation: Operation, value: str) -> None:
     operation.job["metadata"].setdefault("annotations", {})[names.ANNOTATION_REPROFILE] = value
 
 
-def known(operation: Operation) -> JobStatus:
-    assert operation.status is not None
-    return operation.status
-
-
-def message(operation: Operation) -> str:
-    condition = known(operation).find(ConditionType.PROFILE_READY)
-    assert condition is not None
-    return condition.message
+def profile_message(operation: Operation) -> str:
+    return message(operation.status, ConditionType.PROFILE_READY)
 
 
 def cached(operation: Operation) -> Manifest:
@@ -78,13 +71,13 @@ def test_the_status_says_when_the_profile_was_measured() -> None:
     profile = known(operation).profile
     assert profile is not None
     assert profile.profile_time == operation.world.now
-    assert f" at {profile.profile_time:%Y-%m-%dT%H:%M:%SZ}, kept in" in message(operation)
+    assert f" at {profile.profile_time:%Y-%m-%dT%H:%M:%SZ}, kept in" in profile_message(operation)
     # The next job finds the same time, and says so for as long as it lives.
     successor(operation, after_days=3)
     later = known(operation).profile
     assert later is not None
     assert (later.source, later.profile_time) == ("Cache", profile.profile_time)
-    assert "measured on" in message(operation)
+    assert "measured on" in profile_message(operation)
 
 
 def test_a_profile_that_is_too_old_is_measured_anew_and_replaced() -> None:
@@ -159,15 +152,15 @@ def test_what_was_being_measured_when_the_user_asked_anew_is_not_the_answer() ->
 def test_of_a_job_that_has_its_plan_the_annotation_waits_and_says_so() -> None:
     operation = begin(fails_with(ExitClass.PREEMPTED, on_attempts=range(1, 2)))
     operation.until(ConditionType.TRAINING)
-    before = message(operation)
+    before = profile_message(operation)
     ask_anew(operation, "1")
     operation.rounds(1)
-    assert message(operation).startswith(before)
-    assert "counts when the job is planned again" in message(operation)
+    assert profile_message(operation).startswith(before)
+    assert "counts when the job is planned again" in profile_message(operation)
     assert known(operation).profiling.reprofile is None
     del operation.job["metadata"]["annotations"]
     operation.rounds(1)
-    assert message(operation) == before
+    assert profile_message(operation) == before
     assert operation.until_finished().phase == "Complete"
 
 
@@ -222,10 +215,10 @@ def test_a_failure_that_may_pass_is_measured_again(act: Act, why: str) -> None:
     while not known(operation).profiling.retries if operation.status else True:
         operation.rounds(1)
     assert [(each.reason, each.count) for each in known(operation).profiling.retries] == [(why, 1)]
-    assert f"retry 1 of 3: {why} x1" in message(operation)
+    assert f"retry 1 of 3: {why} x1" in profile_message(operation)
     assert reason(operation.status, ConditionType.PROFILE_READY) == "Profiling"
     operation.rounds(2)
-    assert f"retry 1 of 3: {why} x1" in message(operation)
+    assert f"retry 1 of 3: {why} x1" in profile_message(operation)
     status = operation.until_finished()
     assert (status.phase, status.profiling.attempt, status.profiling.retries) == ("Complete", 1, ())
     # Restarts and failures are those of training.
@@ -247,7 +240,7 @@ def test_failures_that_stay_fail_the_job_after_as_many_retries_as_their_reason_a
     status = operation.until_finished()
     assert reason(status, ConditionType.FAILED) == "ProfilingFailed"
     assert sum(each.count for each in status.profiling.retries) == status.profiling.attempt == retries
-    assert (f"retry {retries} of 3" in message(operation)) is (retries > 0)
+    assert (f"retry {retries} of 3" in profile_message(operation)) is (retries > 0)
     assert len(status.failures) == 1
     assert operation.all_of(Kind.JOB) == []
 
@@ -260,7 +253,7 @@ def test_a_job_of_profilers_that_failed_without_a_word_is_made_anew() -> None:
     for pod in operation.all_of(Kind.POD):
         operation.world.cluster.remove((Kind.POD, KEY.namespace, pod["metadata"]["name"]))
     operation.round()
-    assert "BackoffLimitExceeded" in message(operation)
+    assert "BackoffLimitExceeded" in profile_message(operation)
     assert operation.until_finished().phase == "Complete"
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as generate
 
 import builders
-from fakes.operation import KEY, SETTINGS, Operation, begin, body, reason
+from fakes.operation import KEY, SETTINGS, Operation, begin, body, message, plans_while_stopped, reason
 from fakes.world import Act, InstantSearches, Scene, Script, World, all_goes_well
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, FailureReason, JobStatus, Replan, parse
@@ -91,12 +91,6 @@ def until(operation: Operation, is_so: Callable[[JobStatus], bool]) -> JobStatus
 
 def is_replanning(status: JobStatus) -> bool:
     return reason(status, ConditionType.PLAN_READY) == "Replanning"
-
-
-def message(status: JobStatus, type_: ConditionType) -> str:
-    condition = status.find(type_)
-    assert condition is not None
-    return condition.message
 
 
 def test_a_job_that_runs_out_of_memory_goes_on_under_a_plan_that_needs_less() -> None:
@@ -317,13 +311,7 @@ def assert_ends_alike(operation: Operation, undisturbed: JobStatus) -> None:
 def test_an_operator_that_is_stopped_in_every_round_plans_anew_all_the_same(script: str, writes: int) -> None:
     operation = begin(SCRIPTS[script])
     until(operation, lambda status: status.is_true(ConditionType.TRAINING))
-    trained: dict[int, set[str]] = {}
-    for _ in range(12):
-        operation.round(writes=writes)
-        operation.world.step()
-        for pod in operation.all_of(Kind.POD):
-            attempt = int(pod["metadata"]["annotations"][names.ANNOTATION_ATTEMPT])
-            trained.setdefault(attempt, set()).add(pod["metadata"]["labels"][names.LABEL_PLAN_HASH])
+    trained = plans_while_stopped(operation, writes=writes)
     # No pod of a former plan is taken into an attempt under another one.
     assert all(len(hashes) == 1 for hashes in trained.values())
     assert_ends_alike(operation, undisturbed_end(script))

@@ -3,10 +3,10 @@
 import pytest
 
 import builders
-from fakes.operation import KEY, Operation, body, reason
+from fakes.operation import KEY, Operation, body, known, message, plans_while_stopped, reason
 from fakes.world import Act, InstantSearches, Scene, World, all_goes_well
 from galvatron_operator import names
-from galvatron_operator.api import ConditionType, JobStatus, ReplanRequest, parse
+from galvatron_operator.api import ConditionType, ReplanRequest, parse
 from galvatron_operator.decide import Kind, SearchOrder, SearchOutcome, SearchProblem
 from galvatron_operator.reconcile import JobKey
 from galvatron_planner.worker import WorkerState
@@ -57,15 +57,8 @@ def ask(operation: Operation, value: str = "1") -> None:
     operation.job["metadata"].setdefault("annotations", {})[names.ANNOTATION_REPLAN] = value
 
 
-def known(operation: Operation) -> JobStatus:
-    assert operation.status is not None
-    return operation.status
-
-
 def plan_message(operation: Operation) -> str:
-    condition = known(operation).find(ConditionType.PLAN_READY)
-    assert condition is not None
-    return condition.message
+    return message(operation.status, ConditionType.PLAN_READY)
 
 
 def test_a_job_trains_on_while_another_plan_is_searched() -> None:
@@ -217,13 +210,7 @@ def test_a_lost_status_does_not_bring_the_former_plan_back() -> None:
 def test_an_operator_that_is_stopped_in_every_round_replaces_the_plan_all_the_same(writes: int) -> None:
     operation = training()
     ask(operation)
-    trained: dict[int, set[str]] = {}
-    for _ in range(12):
-        operation.round(writes=writes)
-        operation.world.step()
-        for pod in operation.all_of(Kind.POD):
-            attempt = int(pod["metadata"]["annotations"][names.ANNOTATION_ATTEMPT])
-            trained.setdefault(attempt, set()).add(pod["metadata"]["labels"][names.LABEL_PLAN_HASH])
+    trained = plans_while_stopped(operation, writes=writes)
     assert all(len(hashes) == 1 for hashes in trained.values())
     status = operation.until_finished()
     assert (status.phase, status.attempt) == ("Complete", 2)

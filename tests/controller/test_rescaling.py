@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from controller.bodies import ONLY_PLANNED, job
-from fakes.elastic import DELAY, begin_with, elastic, lose, message, pods, trains_on, until
-from fakes.operation import SETTINGS, reason
+from fakes.elastic import DELAY, begin_with, elastic, lose, pods, trains_on, until
+from fakes.operation import SETTINGS, message, reason
 from fakes.world import InstantSearches
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, JobStatus

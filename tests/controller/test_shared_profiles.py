@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fakes.operation import SETTINGS, Operation, begin, body, reason
+from fakes.operation import SETTINGS, Operation, begin, body, message, reason
 from fakes.world import World, all_goes_well, fails_with
 from galvatron_operator import names
 from galvatron_operator.api import ConditionType, JobStatus
@@ -46,11 +46,8 @@ def source(operation: Operation) -> str:
     return status.profile.source
 
 
-def message(status: JobStatus | None) -> str:
-    assert status is not None
-    condition = status.find(ConditionType.PROFILE_READY)
-    assert condition is not None
-    return condition.message
+def profile_message(status: JobStatus | None) -> str:
+    return message(status, ConditionType.PROFILE_READY)
 
 
 def test_another_namespace_uses_what_was_measured_in_the_first() -> None:
@@ -59,7 +56,7 @@ def test_another_namespace_uses_what_was_measured_in_the_first() -> None:
     world.now += timedelta(days=2)
     second = run(world, "team-b")
     assert reason(second.status, ConditionType.PROFILE_READY) == "CacheHit"
-    assert "shared by namespace galvatron-system" in message(second.status)
+    assert "shared by namespace galvatron-system" in profile_message(second.status)
     assert source(second) == "SharedCache"
     found = profiles(world)
     times = {one["metadata"]["annotations"][names.ANNOTATION_MEASURED_AT] for one in found.values()}
@@ -190,14 +187,14 @@ def test_a_tag_that_was_moved_has_the_next_job_measured_again_once() -> None:
     assert source(second) == "Cache"
     assert second.status is not None
     assert second.status.image_digests == (OTHER,)
-    assert "with another image than the trainers run" in message(second.status)
+    assert "with another image than the trainers run" in profile_message(second.status)
     assert source(run(world, "team", name="third", settings=SETTINGS)) == "Measured"
     fourth = run(world, "team", name="fourth", settings=SETTINGS)
     assert source(fourth) == "Cache"
     assert fourth.status is not None
     assert fourth.status.profile is not None
     assert fourth.status.profile.image_digests == (OTHER,)
-    assert "another image" not in message(fourth.status)
+    assert "another image" not in profile_message(fourth.status)
 
 
 def test_a_moved_tag_is_also_seen_where_the_profile_is_shared() -> None:

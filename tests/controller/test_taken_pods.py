@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from fakes.operation import Operation, begin
+from fakes.operation import Operation, begin, known
 from fakes.world import Act, Scene, all_goes_well
 from galvatron_operator import names
-from galvatron_operator.api import ConditionType, JobStatus
+from galvatron_operator.api import ConditionType
 from galvatron_operator.decide import Kind
 from galvatron_planner.worker import ExitClass, WorkerFailure, WorkerState
 
@@ -25,11 +25,6 @@ def training(script: Any = trains_on) -> Operation:
     operation = begin(script)
     operation.until(ConditionType.TRAINING)
     return operation
-
-
-def known(operation: Operation) -> JobStatus:
-    assert operation.status is not None
-    return operation.status
 
 
 def attempts(operation: Operation) -> set[str]:

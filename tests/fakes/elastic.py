@@ -74,9 +74,3 @@ def lose(operation: Operation, ordinal: int) -> str:
 def pods(operation: Operation, component: str) -> list[Manifest]:
     """Pods of a component."""
     return [pod for pod in operation.all_of(Kind.POD) if pod["metadata"]["labels"][names.LABEL_COMPONENT] == component]
-
-
-def message(status: JobStatus | None, type_: ConditionType) -> str:
-    condition = status.find(type_) if status is not None else None
-    assert condition is not None
-    return condition.message

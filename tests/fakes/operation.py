@@ -7,7 +7,7 @@ from typing import Any
 
 from fakes.world import InstantSearches, Script, World, all_goes_well
 from galvatron_operator import names
-from galvatron_operator.api import ConditionType, JobStatus, parse_status
+from galvatron_operator.api import Condition, ConditionType, JobStatus, parse_status
 from galvatron_operator.decide import Decision, Kind, ObjectRef
 from galvatron_operator.manifests.metadata import Manifest
 from galvatron_operator.reconcile import ClusterError, JobKey, Ports, Searches, reconcile
@@ -152,12 +152,38 @@ class Operation:
         return [found for (of_kind, _, _), found in sorted(self.world.cluster.objects.items()) if of_kind is kind]
 
 
+def known(operation: Operation) -> JobStatus:
+    """What the operator says of a job of which it has said something."""
+    assert operation.status is not None
+    return operation.status
+
+
 def reason(status: JobStatus | None, type_: ConditionType) -> str:
     """The reason of a condition."""
-    assert status is not None
-    condition = status.find(type_)
+    return _condition(status, type_).reason
+
+
+def message(status: JobStatus | None, type_: ConditionType) -> str:
+    """The message of a condition."""
+    return _condition(status, type_).message
+
+
+def _condition(status: JobStatus | None, type_: ConditionType) -> Condition:
+    condition = status.find(type_) if status is not None else None
     assert condition is not None
-    return condition.reason
+    return condition
+
+
+def plans_while_stopped(operation: Operation, *, writes: int) -> dict[int, set[str]]:
+    """Let an operator be stopped after so many writes of every round; tell under which plans each attempt trains."""
+    trained: dict[int, set[str]] = {}
+    for _ in range(12):
+        operation.round(writes=writes)
+        operation.world.step()
+        for pod in operation.all_of(Kind.POD):
+            attempt = int(pod["metadata"]["annotations"][names.ANNOTATION_ATTEMPT])
+            trained.setdefault(attempt, set()).add(pod["metadata"]["labels"][names.LABEL_PLAN_HASH])
+    return trained
 
 
 def begin(script: Script = all_goes_well, **spec: object) -> Operation:
