@@ -164,10 +164,10 @@ def test_the_smallest_peak_is_the_smallest_of_all(instance: Instance) -> None:
 
 
 def test_a_front_keeps_what_nothing_matches() -> None:
-    # Seconds, kept, working of one state: the first matches the third, the fourth beats the second in working memory.
-    labels = _labels(seconds=[1.0, 2.0, 1.5, 2.0], kept=[10, 5, 10, 5], working=[7, 7, 7, 3])
+    # Seconds and bytes kept of one state: the first matches the third; the fourth, below another cap, the second not.
+    labels = _labels(seconds=[1.0, 2.0, 1.5, 2.0], kept=[10, 5, 10, 5], cap=[1, 1, 1, 0])
     kept = undominated(labels)
-    assert sorted(zip(kept.seconds, kept.kept, kept.working, strict=True)) == [(1.0, 10, 7), (2.0, 5, 3)]
+    assert sorted(zip(kept.seconds, kept.kept, kept.cap, strict=True)) == [(1.0, 10, 1), (2.0, 5, 0), (2.0, 5, 1)]
 
 
 @given(
@@ -179,22 +179,22 @@ def test_a_front_keeps_what_nothing_matches() -> None:
     )
 )
 def test_every_label_is_matched_by_a_survivor(offered: list[tuple[int, int, int, int]]) -> None:
-    times, kept, working, states = zip(*offered, strict=True)
-    labels = _labels(seconds=[float(t) for t in times], kept=list(kept), working=list(working), state=list(states))
+    times, kept, caps, states = zip(*offered, strict=True)
+    labels = _labels(seconds=[float(t) for t in times], kept=list(kept), cap=list(caps), state=list(states))
     front = undominated(labels)
-    survivors = list(zip(front.seconds, front.kept, front.working, front.state, strict=True))
+    survivors = list(zip(front.seconds, front.kept, front.cap, front.state, strict=True))
     for label in offered:
         matches = [
-            s for s in survivors if s[3] == label[3] and all(a <= b for a, b in zip(s[:3], label[:3], strict=True))
+            s for s in survivors if s[2:] == label[2:] and all(a <= b for a, b in zip(s[:2], label[:2], strict=True))
         ]
         assert matches
     assert len(set(survivors)) == len(survivors)
 
 
-def _labels(*, seconds: list[float], kept: list[int], working: list[int], state: list[int] | None = None) -> Labels:
+def _labels(*, seconds: list[float], kept: list[int], cap: list[int], state: list[int] | None = None) -> Labels:
     index = np.arange(len(seconds))
     states = np.array(state) if state else np.zeros(len(seconds), dtype=np.int64)
-    return Labels(np.array(seconds), np.array(kept), np.array(working), states, index, index)
+    return Labels(np.array(seconds), np.array(kept), np.array(cap), states, index, index)
 
 
 def test_a_stage_solved_by_hand() -> None:

@@ -61,7 +61,7 @@ class Guide:
         prices: memory prices, (M,).
         to_go: per number of layers done from 1 on, paid seconds from each state to the end, (M, S).
         total: paid seconds of the whole stage, (M,).
-        least_kept: per number of layers done from 1 on, least bytes that the rest keeps within the first cap, (S,).
+        least_kept: per number of layers done from 1 on, least bytes that the rest keeps below each cap, (C, S).
         least_total: least bytes that the whole stage keeps, (M,).
     """
 
@@ -94,7 +94,7 @@ def guide(graph: StageGraph, kinds: Kinds, leaves: Flags, *, prices: Floats, cap
         to_go.append(np.asarray((paid + to_go[-1][:, None, :]).min(axis=2)))
         least.append(np.asarray((kept + least[-1][:, None, :]).min(axis=2)))
     total, least_total = to_go.pop()[:, 0], least.pop()[:, 0][np.searchsorted(distinct, caps)]
-    return Guide(prices, tuple(reversed(to_go)), total, tuple(one[0] for one in reversed(least)), least_total)
+    return Guide(prices, tuple(reversed(to_go)), total, tuple(reversed(least)), least_total)
 
 
 def paid_seconds(edges: Edges, prices: Floats, caps: Integers) -> Floats:

@@ -5,7 +5,6 @@ cap on working memory only the sum is left to watch, which the Pareto fronts of 
 lower bound is not below the best choice known are never looked into.
 """
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +23,10 @@ NUM_STEPS = 10
 """Prices tried at once, after the first round."""
 NUM_PARTS = 6
 """Parts into which a range of caps is split."""
+FIRST_CAPS = 4
+"""Caps of lowest bound that are searched first: what they give rules out most of the others."""
+MAX_CAPS = 32
+"""Caps that are searched at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,6 @@ class _Solver:
         self._prices = prices
         self._best: _Path | None = None
         self._cutoff = cutoff_seconds
-        self._around: tuple[float, float] | None = None
 
     def solve(self) -> _Path | None:
         """Branch on ranges of caps, the one with the lowest bound first."""
@@ -117,14 +119,20 @@ class _Solver:
         everything = self._cheapest(np.zeros(1), int(caps[-1]))[0]
         if everything is None or self._fits(everything):
             return everything
-        queue = self._bounded(caps, [(0, len(caps) - 1)])
-        while queue and queue[0][0] < self._cutoff * (1 - ROUNDING):
-            _, low, high = heapq.heappop(queue)
-            if low == high:
-                self._search_at(int(caps[low]))
-                continue
-            for part in self._bounded(caps, _split(low, high)):
-                heapq.heappush(queue, part)
+        ranges = self._bounded(caps, _split(0, len(caps) - 1))
+        prices = self._search_price(int(caps[min(ranges)[2]]))
+        single: list[tuple[float, int]] = []
+        while ranges:
+            hopeful = [(bound, low, high) for bound, low, high in ranges if self._may_win(bound)]
+            single += [(bound, low) for bound, low, high in hopeful if low == high]
+            parts = [part for _, low, high in hopeful if low < high for part in _split(low, high)]
+            ranges = self._bounded(caps, parts) if parts else []
+        single.sort()
+        start, number = 0, FIRST_CAPS
+        while start < len(single) and self._may_win(single[start][0]):
+            chosen = sorted(index for bound, index in single[start : start + number] if self._may_win(bound))
+            self._search_below(caps[chosen], prices)
+            start, number = start + number, MAX_CAPS
         return self._best
 
     def glance(self) -> _Path | None:
@@ -134,9 +142,6 @@ class _Solver:
             _, _, high = min(self._bounded(caps, _split(0, len(caps) - 1)))
             self._search_price(int(caps[high]))
         return self._best
-
-    def _room(self, cap: int) -> int:
-        return self._graph.task.budget_bytes - cap
 
     def _guide(self, prices: Floats, cap: int) -> Guide:
         return guide(self._graph, self._kinds, self._leaves, prices=prices, caps=np.full(len(prices), cap))
@@ -150,13 +155,20 @@ class _Solver:
         best = bounds.reshape(len(ranges), -1).max(axis=1)
         return [(float(bound), low, high) for bound, (low, high) in zip(best, ranges, strict=True)]
 
-    def _search_at(self, cap: int) -> None:
-        if self._around is None:
-            self._around = self._search_price(cap)
-        along = self._guide(np.array([0.0, *self._around]), cap)
-        if along.seconds(self._room(cap)) > self._cutoff * (1 + ROUNDING):
-            return
-        limits = Limits(cap, cap, self._room(0), self._cutoff)
+    def _may_win(self, bound: float) -> bool:
+        return bound < self._cutoff * (1 - ROUNDING)
+
+    def _search_below(self, caps: Integers, around: tuple[float, float]) -> None:
+        """Find the fastest choice below any of the caps, rising, with the help of the prices around the budget."""
+        prices = np.array([0.0, *around])
+        along = guide(
+            self._graph,
+            self._kinds,
+            self._leaves,
+            prices=np.tile(prices, len(caps)),
+            caps=np.repeat(caps, len(prices)),
+        )
+        limits = Limits(caps, self._graph.task.budget_bytes - caps, self._cutoff)
         choices = fastest_choice(self._graph, self._kinds, self._leaves, along=along, limits=limits)
         if choices is not None:
             self._offer(self._path(choices))

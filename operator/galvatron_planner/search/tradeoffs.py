@@ -123,7 +123,7 @@ def _extended(ways: _Ways, seconds: Sequence[Floats], graph: StageGraph, pair: t
 def _hopeful(ways: _Ways, ceilings: Sequence[Ceiling], guides: Sequence[Guide], index: int) -> Flags:
     """Tell which ways can still lead to a choice that fits and keeps below every ceiling."""
     room = (ceilings[0].graph.task.budget_bytes - ways.kept - ways.working).astype(np.float64)
-    hopeful = guides[0].least_kept[index][ways.state] <= room
+    hopeful = guides[0].least_kept[index][0, ways.state] <= room
     for ceiling, along in zip(ceilings, guides, strict=True):
         ahead = (along.to_go[index][:, ways.state] - along.prices[:, None] * room[None, :]).max(axis=0)
         so_far = ways.amounts @ np.array(ceiling.graph.task.weights)
