@@ -4,7 +4,7 @@ The stages of the skeleton with the lowest bound (``skeletons.py``) are solved e
 nothing is left below the best plan known, or what is left has been solved.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from galvatron_planner import families
@@ -120,7 +120,7 @@ class JointSearch:
 
     def glance(self, cutoff_seconds: float) -> Proof:
         """Bound a step, and look for a plan that is faster than the cutoff, quickly."""
-        skeleton = self._skeletons.lowest(cutoff_seconds - self._overhead, set())
+        skeleton = self._skeletons.lowest(cutoff_seconds - self._overhead)
         if skeleton is None:
             return Proof(None, cutoff_seconds)
         best = self._glanced(skeleton, cutoff_seconds)
@@ -143,20 +143,28 @@ class JointSearch:
                 open_bound = min(open_bound, self._skeletons.bound_of(skeleton) + self._overhead)
             if len(solved) >= MAX_SKELETONS:
                 break
-        skeleton = self._skeletons.lowest(cutoff_seconds - self._overhead, set())
+        skeleton = self._skeletons.lowest(cutoff_seconds - self._overhead)
         bound = cutoff_seconds if skeleton is None else self._skeletons.bound_of(skeleton) + self._overhead
         return Proof(best, min(bound, cutoff_seconds))
 
     def _promising(self, limit: float, solved: set[Skeleton]) -> Skeleton | None:
         """Find the unsolved skeleton of lowest bound below the limit, after its stages have been solved exactly."""
+        walk: Iterator[Skeleton] | None = None
         while True:
-            skeleton = self._skeletons.lowest(limit, solved)
+            if not solved:
+                skeleton = self._skeletons.lowest(limit)
+            else:
+                # As long as no bound is raised the walk goes on where it was: behind it are thousands of solved ones.
+                walk = walk or self._skeletons.below(limit, solved)
+                skeleton = next(walk, None)
             if skeleton is None or len(solved) >= MAX_SKELETONS:
                 return skeleton
             if self._skeletons.own_bound(skeleton) > limit:
                 # Nothing in it is fast enough, and no stage of it needs a closer look.
                 solved.add(skeleton)
-            elif not self._sharpen(skeleton, limit):
+            elif self._sharpen(skeleton, limit):
+                walk = None
+            else:
                 return skeleton
 
     def _sharpen(self, skeleton: Skeleton, limit: float) -> bool:

@@ -74,7 +74,7 @@ class ScreenedPipeline:
 
     def lower_bound(self, limit: float) -> float:
         """Bound a step from below; the limit itself where none is below it."""
-        skeleton = self._skeletons.lowest(limit, set(), resolution=RESOLUTION)
+        skeleton = self._skeletons.lowest(limit, resolution=RESOLUTION)
         return limit if skeleton is None else self._skeletons.bound_of(skeleton) * (1 - RESOLUTION)
 
     def focused(self, limit: float) -> tuple[PipelineOptions, list[Stages]] | None:

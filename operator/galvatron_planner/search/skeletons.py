@@ -5,7 +5,7 @@ through the schedule that :func:`schedule_seconds` gives; a dynamic programme ov
 tells how late each stage may begin, and thereby which skeletons have a bound below a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -117,16 +117,14 @@ class Skeletons:
         self._num_micro_batches = num_micro_batches
         self._schedule = schedule
 
-    def lowest(self, limit: float, solved: set[Skeleton], *, resolution: float = ROUNDING) -> Skeleton | None:
-        """Find the skeleton of lowest bound below the limit; where some have been solved, any other one below it.
+    def lowest(self, limit: float, *, resolution: float = ROUNDING) -> Skeleton | None:
+        """Find the skeleton of lowest bound below the limit.
 
         There is none whose bound is lower by more than ``resolution``, relative to the bound.
         """
         found = None
-        while (skeleton := next(self._below(limit, solved), None)) is not None:
+        while (skeleton := next(self.below(limit), None)) is not None:
             found = skeleton
-            if solved:
-                break
             # From the bound of what was found on downwards, until nothing is below: few steps, for bounds are few.
             limit = self.bound_of(skeleton) * (1 - resolution)
         return found
@@ -192,8 +190,8 @@ class Skeletons:
             np.minimum.at(begun, place.end, ways.min(axis=1))
         return found
 
-    def _below(self, limit: float, solved: set[Skeleton]) -> Iterator[Skeleton]:
-        """Give the skeletons whose bound is below the limit, depth first, the ones with most slack first."""
+    def below(self, limit: float, solved: Set[Skeleton] = frozenset()) -> Iterator[Skeleton]:
+        """Give the skeletons but the solved ones whose bound is below the limit, depth first, most slack first."""
         slack = self._slack(limit)
         return (one for one in self._extended(slack, (), start=0, begun=0.0) if one not in solved)
 
