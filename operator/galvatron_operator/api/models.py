@@ -6,7 +6,8 @@ from galvatron_operator.api.own import OwnFields
 from galvatron_operator.api.spec import ModelFields
 from galvatron_planner import presets
 from galvatron_planner.errors import InvalidInput
-from galvatron_planner.model import Family, Model, ModelSpec, num_image_tokens
+from galvatron_planner.families import FAMILIES
+from galvatron_planner.model import Family, Mlp, Model, ModelSpec, num_image_tokens
 from galvatron_planner.own import OwnLayer, OwnModel, OwnParameter, data_of
 
 IMAGE_FAMILIES = (Family.VIT, Family.SWIN)
@@ -88,6 +89,6 @@ def default_feed_forward_size(family: Family, hidden_size: int) -> int:
     Four times the hidden size (Vaswani et al. 2017). Gated, 8/3 of it, which gives three matrices the parameters of
     the other families' two, rounded up to a multiple of 256 (Touvron et al. 2023: 4096 -> 11008).
     """
-    if family in (Family.LLAMA, Family.MISTRAL, Family.QWEN2):
+    if FAMILIES[family].mlp is Mlp.SWIGLU:
         return -(-8 * hidden_size // (3 * 256)) * 256
     return 4 * hidden_size
