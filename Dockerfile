@@ -4,8 +4,10 @@
 # from a plain `pip install .[operator]` in the order of the layers: dependencies first, the package
 # last, so that a change of the source does not download and store torch again.
 #
-# pip takes other indexes, wheel directories and constraints by build argument, and a whole
-# pip.conf (credentials included) as the build secret `pip`. None of them reaches an image.
+# What is installed is what requirements-*.lock name, file by file (LOCK=hashes). LOCK=versions takes other
+# builds of the same versions: torch for CPUs from a folder, packages that an index of one's own has rebuilt.
+# pip takes other indexes and wheel directories by build argument, and a whole pip.conf (credentials
+# included) as the build secret `pip`. None of them reaches an image.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 # pip and the build back-end live outside /opt/venv, which becomes the image.
@@ -14,11 +16,10 @@ ARG PIP_INDEX_URL=""
 ARG PIP_EXTRA_INDEX_URL=""
 ARG PIP_TRUSTED_HOST=""
 ARG PIP_FIND_LINKS=""
-ARG PIP_CONSTRAINT=""
 ARG PIP_CERT=""
 # As ENV the stages below inherit them; pip ignores the empty ones.
 ENV PIP_INDEX_URL=${PIP_INDEX_URL} PIP_EXTRA_INDEX_URL=${PIP_EXTRA_INDEX_URL} PIP_TRUSTED_HOST=${PIP_TRUSTED_HOST} \
-    PIP_FIND_LINKS=${PIP_FIND_LINKS} PIP_CONSTRAINT=${PIP_CONSTRAINT} PIP_CERT=${PIP_CERT} \
+    PIP_FIND_LINKS=${PIP_FIND_LINKS} PIP_CERT=${PIP_CERT} \
     PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 RUN python3 -m venv /opt/pip \
@@ -29,27 +30,55 @@ RUN python3 -m venv /opt/pip \
 # In a stage of its own: a change of pyproject.toml that leaves these lists alone (a linter's option)
 # keeps the layers that install them.
 FROM tools AS requirements
-COPY pyproject.toml ./
-RUN python3 -c "import tomllib, pathlib; \
+ARG LOCK=hashes
+COPY pyproject.toml requirements-*.lock ./
+RUN for name in build operator runtime; do \
+      sed -e '/--hash=/d' -e 's/ \\$//' requirements-$name.lock > $name.versions; \
+    done \
+ && python3 -c "import tomllib, pathlib; \
 document = tomllib.load(open('pyproject.toml', 'rb')); \
-project, write = document['project'], lambda name, lines: pathlib.Path(name).write_text('\n'.join(lines)); \
-write('build.txt', document['build-system']['requires']); \
-[write(extra + '.txt', project['dependencies'] + project['optional-dependencies'][extra]) for extra in ('operator', 'runtime')]"
+project, write = document['project'], lambda name, lines: pathlib.Path(name + '.txt').write_text( \
+    '\n'.join(('--constraint ' + name + '.versions', *lines))); \
+write('build', document['dependency-groups']['image-build']); \
+[write(extra, project['dependencies'] + project['optional-dependencies'][extra]) for extra in ('operator', 'runtime')]" \
+ && case "$LOCK" in \
+      versions) ;; \
+      hashes) for name in build operator runtime; do \
+          { echo --require-hashes; cat requirements-$name.lock; } > $name.txt; \
+        done ;; \
+      *) echo "LOCK is 'hashes' or 'versions', not '$LOCK'" >&2; exit 1 ;; \
+    esac
 
 FROM tools AS operator-dependencies
-COPY --from=requirements /build/operator.txt ./
+COPY --from=requirements /build/operator.* ./
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/pip/bin/pip --python /opt/venv/bin/python install --requirement operator.txt
 
 FROM tools AS runtime-dependencies
-COPY --from=requirements /build/runtime.txt ./
+COPY --from=requirements /build/runtime.* ./
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/pip/bin/pip --python /opt/venv/bin/python install --requirement runtime.txt
 
-# The package alone, laid out as it goes on top of /opt/venv.
-FROM tools AS package
-COPY --from=requirements /build/build.txt ./
+# pip with the build back-end and what lists the contents of an environment.
+FROM tools AS build-tools
+COPY --from=requirements /build/build.* ./
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf /opt/pip/bin/pip install --requirement build.txt
+
+# The images' bills of materials (CycloneDX): what was really installed, with versions and licences.
+FROM operator-dependencies AS operator-materials
+COPY --from=build-tools /opt/pip /opt/pip
+COPY pyproject.toml ./
+RUN /opt/pip/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+    --output-file /sbom.cdx.json /opt/venv/bin/python
+
+FROM runtime-dependencies AS runtime-materials
+COPY --from=build-tools /opt/pip /opt/pip
+COPY pyproject.toml ./
+RUN /opt/pip/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+    --output-file /sbom.cdx.json /opt/venv/bin/python
+
+# The package alone, laid out as it goes on top of /opt/venv.
+FROM build-tools AS package
 COPY . ./
 RUN /opt/pip/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
  && /opt/pip/bin/pip --python /opt/venv/bin/python install --no-deps --prefix /package /wheels/*.whl
@@ -70,6 +99,7 @@ FROM final AS operator
 LABEL org.opencontainers.image.title="galvatron-operator" \
       org.opencontainers.image.description="Plans hybrid-parallel training of Transformers and runs it on Kubernetes"
 COPY --from=operator-dependencies /opt/venv /opt/venv
+COPY --from=operator-materials /sbom.cdx.json /opt/venv/sbom.cdx.json
 COPY --from=package /package /opt/venv
 ENTRYPOINT ["python", "-m", "galvatron_operator"]
 
@@ -77,5 +107,6 @@ FROM final AS runtime
 LABEL org.opencontainers.image.title="galvatron-runtime" \
       org.opencontainers.image.description="Profiles and trains one Transformer by a plan of galvatron-operator"
 COPY --from=runtime-dependencies /opt/venv /opt/venv
+COPY --from=runtime-materials /sbom.cdx.json /opt/venv/sbom.cdx.json
 COPY --from=package /package /opt/venv
 ENTRYPOINT ["python", "-m", "galvatron_runtime.supervisor"]

@@ -10,8 +10,12 @@ INSTALLED := $(VENV)/.installed
 JOB ?= docs/examples/quickstart.yaml
 CLUSTER := bash tests/cluster/cluster.sh
 CHART := charts/galvatron-operator
+UV := $(BIN)/uv
+# For the image's Python and system; without the folders of wheels, whose builds have other hashes.
+COMPILE := env -u UV_FIND_LINKS $(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url \
+  --python-version 3.11 --python-platform linux --custom-compile-command "make lock"
 
-.PHONY: help run test check format dashboards goldens reference bench bench-accuracy bench-runtime bench-resume bench-jobs cluster cluster-down images chart clean
+.PHONY: help run test check format dashboards goldens reference bench bench-accuracy bench-runtime bench-resume bench-jobs cluster cluster-down images chart lock licences audit clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -68,7 +72,7 @@ cluster: $(INSTALLED) ## a real two-node Kubernetes with the operator and an exa
 cluster-down: ## remove that cluster and all it left
 	$(CLUSTER) down
 
-images: ## build the operator's and the runtime's image with buildah (docker build --target ... works as well)
+images: ## build both images with buildah (docker build --target ... works as well), and list their contents in .build/sbom
 	$(CLUSTER) images
 
 chart: ## copy the CRD into the chart
@@ -76,6 +80,24 @@ chart: ## copy the CRD into the chart
 
 goldens: $(INSTALLED) ## write the chart's reviewed renderings anew, after a change of a template
 	cd tests && ../$(BIN)/python -m charts.golden
+
+lock: $(UV) ## write requirements-*.lock: the newest versions, with hashes, of all that goes into the images
+	$(COMPILE) pyproject.toml --extra operator --output-file requirements-operator.lock
+	$(COMPILE) pyproject.toml --extra runtime --output-file requirements-runtime.lock
+	$(COMPILE) --group image-build --output-file requirements-build.lock
+
+licences: $(UV) ## write docs/licences.md from the locks (downloads what they name, some gigabytes)
+	mkdir -p .build/licences
+	for image in operator runtime; do \
+	  $(UV) tool run --python 3.11 --from 'pip>=25.1' pip install --dry-run --ignore-installed --no-deps --quiet \
+	    --require-hashes --requirement requirements-$$image.lock --report .build/licences/$$image.json; \
+	done
+	cd tests && ../$(BIN)/python -m architecture.licences ../.build/licences
+
+audit: $(UV) ## look for known vulnerabilities of what the locks hold (asks PyPI)
+	for lock in requirements-*.lock; do \
+	  $(UV) tool run 'pip-audit>=2.10' --strict --disable-pip --require-hashes --requirement $$lock; \
+	done
 
 clean: ## remove what was built and measured here
 	rm -rf $(VENV) .cache .build .mypy_cache .ruff_cache .pytest_cache galvatron-runs
@@ -91,3 +113,7 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[operator,runtime,dev]'
 	@touch $@
+
+# Only the targets that renew or audit the locks need it.
+$(UV): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check 'uv>=0.13'

@@ -5,7 +5,9 @@
 #
 # Nothing is built again whose sources are unchanged. pip uses the host's configuration, the host's
 # CA certificates, the directories of PIP_FIND_LINKS, and a directory with a CPU build of torch if
-# there is one (GALVATRON_CLUSTER_WHEELS, default ../shared/wheels): it is much smaller.
+# there is one (GALVATRON_CLUSTER_WHEELS, default ../shared/wheels): it is much smaller. Without such
+# directories the files that the locks name are installed, with them other builds of the same versions.
+# What is in each image is listed in .build/sbom.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 # shellcheck source-path=SCRIPTDIR source=settings.sh
@@ -16,8 +18,11 @@ source "$here/report.sh"
 source "$here/loading.sh"
 
 wheels=${GALVATRON_CLUSTER_WHEELS:-$CHECKOUT/../shared/wheels}
+bills=$CHECKOUT/.build/sbom
 targets=(operator runtime)
-sources=(operator runtime pyproject.toml README.md LICENSE Dockerfile .dockerignore)
+sources=(
+  operator runtime pyproject.toml requirements-{build,operator,runtime}.lock README.md LICENSE Dockerfile .dockerignore
+)
 public_base=python:3.11-slim-bookworm
 local_base=localhost/galvatron-test-python:3.11
 certificates=/etc/ssl/certs/ca-certificates.crt
@@ -152,6 +157,8 @@ pip_options() {
     places+=("$place")
   done < <(wheel_directories)
   echo "--build-arg=PIP_FIND_LINKS=${places[*]:-}"
+  # A build of torch for CPUs has another hash.
+  echo "--build-arg=LOCK=$(if ((${#places[@]})); then echo versions; else echo hashes; fi)"
   file=$(pip_configuration)
   [[ -n $file ]] && echo "--secret=id=pip,src=$file"
   [[ -s $certificates ]] && echo "--volume=$certificates:$certificates:ro"
@@ -159,6 +166,14 @@ pip_options() {
     [[ -n ${!variable:-} ]] && echo "--build-arg=$variable=${!variable}"
   done
   return 0
+}
+
+write_bill_of_materials() {
+  local container
+  mkdir -p "$bills"
+  container=$(buildah from --pull-never "$(image_name "$1")")
+  cp "$(buildah mount "$container")/opt/venv/sbom.cdx.json" "$bills/galvatron-$1.cdx.json"
+  buildah rm "$container" >/dev/null
 }
 
 build_target() {
@@ -170,6 +185,7 @@ build_target() {
     tail -n 25 "$log" >&2
     fail "the $target image does not build" "read $log"
   fi
+  write_bill_of_materials "$target"
   export_image "$(image_name "$target")" "$target"
 }
 
@@ -178,7 +194,11 @@ build_product_images() {
   sum=$(digest "${sources[@]}")
   mkdir -p "$layouts"
   get_base
-  for target in "${targets[@]}"; do build_unless_current "$target" "$sum" build_target "$target"; done
+  for target in "${targets[@]}"; do
+    build_unless_current "$target" "$sum" build_target "$target"
+    # The cache may be older than this checkout.
+    [[ -f $bills/galvatron-$target.cdx.json ]] || write_bill_of_materials "$target"
+  done
 }
 
 load_into_node() {
