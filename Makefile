@@ -15,7 +15,7 @@ UV := $(BIN)/uv
 COMPILE := env -u UV_FIND_LINKS $(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url \
   --python-version 3.11 --python-platform linux --custom-compile-command "make lock"
 
-.PHONY: help run test check format dashboards goldens reference bench bench-accuracy bench-runtime bench-resume bench-jobs cluster cluster-down images chart lock licences audit clean
+.PHONY: help run test check format dashboards goldens reference bench bench-accuracy bench-runtime bench-resume bench-jobs cluster cluster-down images chart lock licences audit docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -36,8 +36,12 @@ check: $(INSTALLED) ## format, lint, types, import contracts and fast tests; und
 dashboards: $(INSTALLED) ## write the Grafana dashboards of tests/charts/boards to the chart
 	cd tests && ../$(BIN)/python -m charts.write_dashboards
 
-reference: $(INSTALLED) ## write docs/reference.md from the CRD
-	cd tests && ../$(BIN)/python -m architecture.reference
+docs: $(INSTALLED) ## make a site of README.md and docs in .build/site; a broken link fails it
+	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs -d .build/doctrees . .build/site
+	cp .build/site/README.html .build/site/index.html
+
+reference: $(INSTALLED) ## write the reference pages of docs from the CRD, the chart's values and the commands
+	cd tests && for document in reference values commands; do ../$(BIN)/python -m architecture.$$document; done
 
 format: $(INSTALLED) ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix --exit-zero .
@@ -111,7 +115,7 @@ $(INSTALLED): pyproject.toml
 	  || { echo "Python lacks venv: install python3-venv (as root: apt-get install python3-venv)" >&2; exit 1; }
 	@echo "== installing galvatron and its dependencies into $(VENV) (first time: some minutes)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[operator,runtime,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[operator,runtime,dev,docs]'
 	@touch $@
 
 # Only the targets that renew or audit the locks need it.

@@ -132,6 +132,13 @@ def test_every_command_of_a_guide_exists_with_its_options() -> None:
             assert {word for word in rest if word.startswith("-")} <= options, f"{document}: {call}"
 
 
+def test_every_target_of_make_that_a_guide_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for document in [*GUIDES, ROOT / "CONTRIBUTING.md", ROOT / "CONVENTIONS.md"]:
+        for words in re.findall(r"(?:^\$ |`)make ((?:[a-z-]+ ?)+)", document.read_text(), flags=re.MULTILINE):
+            assert set(words.split()) <= targets, document.name
+
+
 @pytest.mark.parametrize("document", GUIDES, ids=lambda path: path.name)
 def test_every_value_of_the_chart_that_a_guide_names_exists(document: Path) -> None:
     values = yaml.safe_load((ROOT / "charts" / "galvatron-operator" / "values.yaml").read_text())
