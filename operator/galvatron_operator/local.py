@@ -4,24 +4,21 @@ It shares everything with cluster mode but who starts the processes. It shows no
 happens, and the command line draws it.
 """
 
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import uuid4
 
-import yaml
-
-from galvatron_operator import ownmodels, torchrun
-from galvatron_operator.api import GalvatronJob, ProfilingPolicy, parse, training_spec
+from galvatron_operator import torchrun
+from galvatron_operator.api import GalvatronJob, ProfilingPolicy, training_spec
 from galvatron_operator.decide.keeping import profile_from_catalogue
-from galvatron_operator.rundirectory import RunDirectory, stored
-from galvatron_operator.supervised import free_port, supervise
+from galvatron_operator.rundirectory import RunDirectory, keep, stored
+from galvatron_operator.supervised import ask, free_port, supervise
 from galvatron_operator.torchrun import Launch
-from galvatron_planner.cluster import Cluster
+from galvatron_planner.cluster import Cluster, DeviceKind
 from galvatron_planner.errors import InvalidInput, NoFeasiblePlan
 from galvatron_planner.plan import Plan
 from galvatron_planner.problem import Algorithm, PlanningProblem
@@ -30,6 +27,7 @@ from galvatron_planner.search.fixed import price_fixed
 from galvatron_planner.search.optimizer import search
 from galvatron_planner.search.report import SearchReport
 from galvatron_planner.search.request import covering, profile_request
+from galvatron_planner.training import TrainingSpec
 from galvatron_planner.units import format_bytes, format_seconds
 from galvatron_planner.worker import Progress, WorkerStatus
 
@@ -66,28 +64,6 @@ class Trained:
 
     first_loss: float | None = None
     last: Progress | None = None
-
-
-def load(path: Path) -> GalvatronJob:
-    """Read a GalvatronJob from a YAML file; layers of the user's own are described.
-
-    Raises:
-        InvalidInput: when the file is missing, is no YAML, or is no GalvatronJob.
-    """
-    return parse(load_body(path))
-
-
-def load_body(path: Path) -> dict[str, Any]:
-    """Read the object of a YAML file, complete but unchecked; errors as of :func:`load`."""
-    try:
-        body: Any = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InvalidInput(f"cannot read {path}: {error.strerror}", remedy="check the path of the file") from error
-    except yaml.YAMLError as error:
-        raise InvalidInput(f"{path} is no YAML: {error}", remedy="correct it") from error
-    if not isinstance(body, dict):
-        raise InvalidInput(f"{path} holds no object", remedy="start from docs/examples/quickstart.yaml")
-    return ownmodels.complete(body, path.resolve().parent)
 
 
 def local_cluster(job: GalvatronJob) -> Cluster:
@@ -128,8 +104,8 @@ def plan(
     except NoFeasiblePlan as error:
         told = error.problem + job.kept_free
         raise NoFeasiblePlan(told, changes=error.changes, needed_bytes=error.needed_bytes) from error
-    directory.plan.write_text(solution.plan.to_json())
-    directory.report.write_text(solution.report.to_json())
+    keep(directory.plan, solution.plan.to_json())
+    keep(directory.report, solution.report.to_json())
     estimate = solution.plan.estimate
     listener.end(
         f"{solution.plan.summary}: {format_seconds(estimate.step_seconds)}/step,"
@@ -162,26 +138,47 @@ def problem(
     return job.problem(profile, cluster)
 
 
-def check_files(job: GalvatronJob, root: Path) -> None:
-    """Refuse a job whose files are missing, before anything is measured.
+def inspect(job: GalvatronJob, directory: RunDirectory, *, data_root: Path | None, listener: Listener) -> None:
+    """Look at devices, data, weights and training checkpoints, before anything is measured.
+
+    Args:
+        job: the job.
+        directory: of the run.
+        data_root: where paths of the job start; absent when it will not be trained, so that its files do not matter.
+        listener: told what is done.
 
     Raises:
-        InvalidInput: naming the field.
+        InvalidInput: naming what training could not use.
     """
+    arguments = torchrun.inspecting_arguments(local_cluster(job))
+    if job.cluster.device_kind is DeviceKind.CPU or (data_root is None and _uses_data_sheets(job)):
+        arguments = ()
+    if data_root is not None and _reads_files(job, directory):
+        keep(directory.training, _training(job, directory, data_root).to_json())
+        keep(directory.model, job.model.model_dump_json())
+        arguments += torchrun.reading_arguments(
+            training_path=str(directory.training),
+            model_path=str(directory.model),
+            precision=job.precision,
+            directory=str(directory.supervisor("train")),
+        )
+    if not arguments:
+        # A process with torch takes seconds to start.
+        return
+    listener.start("check", "looking at devices, data, weights and training checkpoints")
+    ask(torchrun.INSPECT_MODULE, arguments)
+    listener.end("all of them can be used")
+
+
+def _reads_files(job: GalvatronJob, directory: RunDirectory) -> bool:
     training = job.spec.training
-    weights = training.initial_weights
-    tokenizer = training.dataset.tokenizer
-    named = {
-        "dataset.path": training.dataset.path,
-        "dataset.tokenizer.path": None if tokenizer is None else tokenizer.path,
-        "initialWeights.path": None if weights is None else weights.path,
-    }
-    for field, path in named.items():
-        if path is not None and not (root / path).exists():
-            raise InvalidInput(
-                f"spec.training.{field} is {path}, and {root / path} does not exist",
-                remedy="paths start at the folder of the job's file: put the data there, or link to it",
-            )
+    return training.dataset.source.is_files or bool(training.initial_weights) or directory.checkpoints.is_dir()
+
+
+def _training(job: GalvatronJob, directory: RunDirectory, data_root: Path) -> TrainingSpec:
+    return training_spec(
+        job, checkpoint_directory=str(directory.checkpoints), data_root=str(data_root), weights_root=str(data_root)
+    )
 
 
 def train(
@@ -193,10 +190,7 @@ def train(
         WorkerFailed: when training failed.
         KeyboardInterrupt: after an interrupted run has saved and stopped.
     """
-    specification = training_spec(
-        job, checkpoint_directory=str(directory.checkpoints), data_root=str(data_root), weights_root=str(data_root)
-    )
-    directory.training.write_text(specification.to_json())
+    keep(directory.training, _training(job, directory, data_root).to_json())
     listener.start("train", f"starting {chosen.cluster.num_devices} processes")
     trained = Trained()
 
@@ -227,7 +221,7 @@ def _profile(
         listener.start("profile", "reading the measurements of an earlier run")
         listener.end(f"measured before on {known.device_name}, {directory.profile}")
         return known
-    directory.request.write_text(request.to_json())
+    keep(directory.request, request.to_json())
     listener.start("profile", f"measuring {len(request.layers)} kinds of layers and the links between devices")
 
     def on_status(status: WorkerStatus) -> None:
@@ -251,7 +245,7 @@ def _read_data_sheets(
     """Work the profile out; training by the plan runs on whatever devices this machine has, at their own speed."""
     listener.start("profile", "reading data sheets; nothing is measured, also where this machine has other devices")
     profile = profile_from_catalogue(job, request)
-    directory.profile.write_text(profile.to_json())
+    keep(directory.profile, profile.to_json())
     nodes = f"{request.num_nodes} x {request.devices_per_node}"
     listener.end(f"{profile.source.caveat}: {nodes} {profile.device_name}")
     return profile
@@ -293,10 +287,7 @@ def run_ranks(
 
 def _launch(job: GalvatronJob, phase: str, directory: RunDirectory, *, arguments: tuple[str, ...], port: int) -> Launch:
     run_directory = directory.supervisor(phase)
-    # What an earlier run reported there would be taken for this one's.
-    shutil.rmtree(run_directory, ignore_errors=True)
-    run_directory.mkdir()
-    directory.log(phase).unlink(missing_ok=True)
+    directory.clear(phase)
     return Launch(
         module=torchrun.TRAIN_MODULE if phase == "train" else torchrun.MEASURE_MODULE,
         arguments=arguments,

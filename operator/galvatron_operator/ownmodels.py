@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from galvatron_operator.supervised import ask
 from galvatron_planner.errors import InvalidInput
 
 DESCRIBE_MODULE = "galvatron_runtime.describe"
@@ -51,16 +50,12 @@ def describe(function: str, model: Body) -> list[Body]:
         "--image": model.get("imageSize"),
     }
     options = [str(part) for name, size in sizes.items() if size is not None for part in (name, size)]
-    command = [sys.executable, "-m", DESCRIBE_MODULE, function, *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 -- ours
-    if done.returncode:
-        problem, _, remedy = done.stderr.strip().rpartition("\nwhat to do: ")
-        raise InvalidInput(
-            problem.rpartition("error: ")[2] or f"{function} cannot be described: {done.stderr.strip()[-500:]}",
-            remedy=remedy or "install the runtime (pip install 'galvatron-operator[runtime]')",
-        )
+    try:
+        answer = ask(DESCRIBE_MODULE, [function, *options])
+    except InvalidInput as error:
+        raise InvalidInput(f"spec.model.own.function: {error.problem}", remedy=error.remedy) from error
     # What the user's modules print comes before.
-    found: list[Body] = json.loads(done.stdout.strip().splitlines()[-1])
+    found: list[Body] = json.loads(answer.strip().splitlines()[-1])
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.live import Live
 
-from galvatron_operator import cli, terminal
+from galvatron_operator import cli, commands, terminal
 from galvatron_operator.api import ConditionType, JobStatus, ProfilingPolicy, parse, parse_status
 from galvatron_operator.decide.keeping import profile_from_catalogue
 from galvatron_operator.kubectl import Kubectl
@@ -47,7 +47,7 @@ def explain(
     with tempfile.TemporaryDirectory(prefix="galvatron-") as directory:
         files = RunDirectory(Path(directory))
         _fetch(kubectl, job, files)
-        cli.explain(files.path, timeline=timeline, trace=trace)
+        commands.explain(files.path, timeline=timeline, trace=trace)
 
 
 @app.command()
@@ -70,7 +70,7 @@ def plan(  # noqa: PLR0913 -- the options of a command
     body = kubectl.job(job)
     known, profile = parse(body), _profile(kubectl, body)
     problem = known.problem(profile, known.cluster)
-    cli.show_answers(Question(known.name, problem, partial(profile_from_catalogue, known)), lists, answers)
+    commands.show_answers(Question(known.name, problem, partial(profile_from_catalogue, known)), lists, answers)
 
 
 @app.command()
@@ -84,9 +84,9 @@ def top(
     """Show how fast jobs train, against what was predicted, and how much memory they hold of what they may."""
     kubectl = Kubectl(namespace, context)
     if not watch:
-        cli.console.print(terminal.top_table(kubectl.jobs(everywhere=everywhere)))
+        commands.console.print(terminal.top_table(kubectl.jobs(everywhere=everywhere)))
         return
-    with cli.interruptible(), Live(console=cli.console, auto_refresh=False) as live:
+    with commands.interruptible(), Live(console=commands.console, auto_refresh=False) as live:
         while True:
             live.update(terminal.top_table(kubectl.jobs(everywhere=everywhere)), refresh=True)
             time.sleep(WATCH_SECONDS)
@@ -105,12 +105,12 @@ def logs(
     kubectl = Kubectl(namespace, context)
     failure = next(iter(_status(kubectl.job(job)).failures), None)
     if failure is not None:
-        cli.console.print(terminal.failure_text(failure), markup=False, highlight=False, soft_wrap=True)
+        commands.console.print(terminal.failure_text(failure), markup=False, highlight=False, soft_wrap=True)
     name = failure.pod if failure is not None and failure.pod else pod(stateful_set(job), 0)
     options = ("--all-containers", "--tail", str(tail), *(("--follow",) if follow else ()))
-    with cli.interruptible():
+    with commands.interruptible():
         for line in kubectl.lines("logs", name, *options):
-            cli.console.print(terminal.log_line(line), markup=False, highlight=False, soft_wrap=True)
+            commands.console.print(terminal.log_line(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from galvatron_operator import names
-from galvatron_planner.errors import GalvatronError, InvalidDocument
+from galvatron_planner.errors import GalvatronError, InvalidDocument, InvalidInput
 from galvatron_planner.worker import WorkerState, WorkerStatus
 
 POLL_SECONDS = 0.3
@@ -35,11 +35,14 @@ def check_port(port: int) -> None:
 
     Raises:
         PortTaken: when something listens on it.
+        InvalidInput: when there is no such port.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
+        except OverflowError as error:
+            raise InvalidInput(f"--port is {port}", remedy="use a number from 1 to 65535, or 0 for any") from error
         except OSError as error:
             raise PortTaken(
                 f"port {port} for status and metrics is in use",
@@ -52,6 +55,33 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def ask(module: str, arguments: Sequence[str]) -> str:
+    """Let a short command of the runtime answer, which tells what is wrong as ours do.
+
+    Returns:
+        What it printed.
+
+    Raises:
+        InvalidInput: with its problem and remedy, when it fails.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 -- ours
+    if not done.returncode:
+        return done.stdout
+    said, _, remedy = done.stderr.strip().rpartition("\nwhat to do: ")
+    if said:
+        raise InvalidInput(said.rpartition("error: ")[2], remedy=remedy)
+    if "No module named" in done.stderr:
+        missing = done.stderr.strip().splitlines()[-1]
+        raise InvalidInput(
+            f"the runtime is not installed: {missing}", remedy="pip install 'galvatron-operator[runtime]'"
+        )
+    raise InvalidInput(
+        f"{module} failed with exit code {done.returncode}:\n{done.stderr.strip()[-2000:]}",
+        remedy="this should not happen: please report it",
+    )
 
 
 def supervise(

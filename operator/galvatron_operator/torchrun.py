@@ -10,12 +10,14 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 
 from galvatron_planner.cluster import Cluster, DeviceKind
+from galvatron_planner.model import Precision
 
 SUPERVISOR_MODULE = "galvatron_runtime.supervisor"
 LAUNCH_MODULE = "galvatron_runtime.launch"
 """torchrun with ranks that are forked."""
 TRAIN_MODULE = "galvatron_runtime.train"
 MEASURE_MODULE = "galvatron_runtime.measure"
+INSPECT_MODULE = "galvatron_runtime.inspection"
 
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = "0.0.0.0"  # noqa: S104 -- the operator and Prometheus reach a pod from outside
@@ -145,3 +147,18 @@ def training_arguments(*, plan_path: str, training_path: str) -> tuple[str, ...]
 def measuring_arguments(*, request_path: str, output_path: str) -> tuple[str, ...]:
     """Arguments of the measuring module: document 1, and where document 2 goes."""
     return ("--request", request_path, "--output", output_path)
+
+
+def inspecting_arguments(cluster: Cluster) -> tuple[str, ...]:
+    """Arguments of the inspecting module: the GPUs that this node must have."""
+    return ("--gpus", str(cluster.devices_per_node))
+
+
+def reading_arguments(*, training_path: str, model_path: str, precision: Precision, directory: str) -> tuple[str, ...]:
+    """Arguments of the inspecting module: document 4, its model, and where what is made of data goes."""
+    return (
+        *("--training", training_path),
+        *("--model", model_path),
+        *("--precision", precision.value),
+        *("--directory", directory),
+    )

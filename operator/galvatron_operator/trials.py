@@ -8,7 +8,7 @@ from random import Random
 from galvatron_operator import torchrun
 from galvatron_operator.api import GalvatronJob, training_spec
 from galvatron_operator.local import Listener, run_ranks
-from galvatron_operator.rundirectory import RunDirectory, replace_text
+from galvatron_operator.rundirectory import RunDirectory, keep
 from galvatron_operator.supervised import WorkerFailed
 from galvatron_planner.plan import Plan
 from galvatron_planner.problem import PlanningProblem
@@ -97,7 +97,7 @@ def write(directory: RunDirectory, title: str, trials: Sequence[Trial]) -> tuple
     }
     paths = tuple(directory.path / name for name in texts)
     for path, text in zip(paths, texts.values(), strict=True):
-        replace_text(path, text)
+        keep(path, text)
     return found, paths
 
 
@@ -113,8 +113,8 @@ def _run_once(track: Track, trial: Trial, *, steps: int) -> Trial:
     training = training_spec(
         track.job, checkpoint_directory="", data_root=str(track.data_root), weights_root=str(track.data_root)
     )
-    place.plan.write_text(trial.plan.to_json())
-    place.training.write_text(training.model_copy(update={"steps": steps, "checkpoints": None}).to_json())
+    keep(place.plan, trial.plan.to_json())
+    keep(place.training, training.model_copy(update={"steps": steps, "checkpoints": None}).to_json())
     arguments = torchrun.training_arguments(plan_path=str(place.plan), training_path=str(place.training))
     try:
         run_ranks(track.job, "train", place, arguments=arguments, port=track.port, on_status=on_status)

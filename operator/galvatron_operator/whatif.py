@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from galvatron_operator.rundirectory import DirectoryNotWritable, replace_text
+from galvatron_operator.rundirectory import not_writable, replace_text
 from galvatron_planner.analytic import analytic_profile
 from galvatron_planner.catalogue import parse_cluster
 from galvatron_planner.cluster import Cluster
@@ -178,9 +178,7 @@ class AnswerFiles:
             with TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
-            raise DirectoryNotWritable(
-                f"cannot write to {self.path}: {error.strerror}", remedy="choose another folder with --output"
-            ) from error
+            raise not_writable(self.path, error, option="--output") from error
 
     def write(self, question: Question, answers: Sequence[Answer]) -> None:
         """Write tables and chart of all answers, and plan and report of the last."""
@@ -196,8 +194,11 @@ class AnswerFiles:
 
     def _replace(self, name: str, text: str) -> None:
         path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, text)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(path, text)
+        except OSError as error:
+            raise not_writable(path, error, option="--output") from error
 
 
 def _profile(question: Question, cluster: Cluster) -> Profile:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, NonNegativeInt, PositiveFloat, PositiveInt, Tag, model_validator
 
 from galvatron_planner.documents import Value
+from galvatron_planner.errors import InvalidInput
 from galvatron_planner.own import OwnLayer, OwnModel
 
 
@@ -32,6 +33,18 @@ class Precision(StrEnum):
     FP64 = "FP64"
     FP32 = "FP32"
     BF16 = "BF16"
+
+    @classmethod
+    def named(cls, text: str) -> "Precision":
+        """Read an option.
+
+        Raises:
+            InvalidInput: when there is no such number format.
+        """
+        try:
+            return cls(text.upper())
+        except ValueError as error:
+            raise InvalidInput(f"--precision is {text!r}", remedy=f"use one of {', '.join(cls)}") from error
 
     @property
     def activation_bytes(self) -> int:

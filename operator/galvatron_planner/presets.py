@@ -197,6 +197,8 @@ def model_named(text: str, *, sequence_length: int | None = None) -> ModelSpec:
     """
     if text.endswith(".json"):
         return from_config(Path(text), sequence_length=sequence_length)
+    if text not in PRESETS:
+        raise _unknown(text, ", or the path of a Hugging Face config.json")
     return preset(text, sequence_length=sequence_length)
 
 
@@ -204,11 +206,7 @@ def preset(name: str, *, sequence_length: int | None = None) -> ModelSpec:
     """Find a preset; arguments and errors as of :func:`model_named`."""
     model = PRESETS.get(name)
     if model is None:
-        close = get_close_matches(name, PRESETS, n=3, cutoff=0.4) or tuple(PRESETS)
-        raise InvalidInput(
-            f"there is no model named {name!r}",
-            remedy=f"use {', '.join(close)}, or the path of a Hugging Face config.json",
-        )
+        raise _unknown(name, "")
     try:
         return ModelSpec(**{**dict(model), "sequence_length": sequence_length or model.sequence_length})
     except ValidationError as error:
@@ -216,3 +214,8 @@ def preset(name: str, *, sequence_length: int | None = None) -> ModelSpec:
             f"{name} cannot have {sequence_length} tokens per sample: {first_problem(error)}",
             remedy=f"leave the sequence length at {model.sequence_length}",
         ) from error
+
+
+def _unknown(name: str, instead: str) -> InvalidInput:
+    close = get_close_matches(name, PRESETS, n=3, cutoff=0.4) or tuple(PRESETS)
+    return InvalidInput(f"there is no model named {name!r}", remedy=f"use {', '.join(close)}{instead}")

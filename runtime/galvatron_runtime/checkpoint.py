@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from galvatron_planner.documents import Document
 from galvatron_planner.errors import GalvatronError, InvalidDocument
+from galvatron_planner.model import Model, Precision
 from galvatron_planner.plan import Plan
 from galvatron_planner.training import TrainingCheckpoints, TrainingSpec
 from galvatron_runtime.claims import Claim, StaleAttempt, suffix_of
@@ -137,10 +138,7 @@ class CheckpointStore:
             newest = [max(complete_steps(self.directory), default=0)]
         dist.broadcast_object_list(newest, src=0)
         if newest[0] and not self.settings.resume and not self._is_own(newest[0]):
-            raise CheckpointUnusable(
-                f"{self.directory} already holds a training checkpoint of step {newest[0]}, and resume is false",
-                remedy="empty the directory, name another one, or set resume to true",
-            )
+            raise not_resumed(self.directory, newest[0])
         return newest[0]
 
     def _is_own(self, step: int) -> bool:
@@ -232,7 +230,7 @@ class CheckpointStore:
         """
         path = self.directory / checkpoint_name(step)
         with self._reading(path):
-            check_model(path, self.plan)
+            check_model(path, self.plan.model, self.plan.precision)
             state_dict_loader.load(dict(state.tensors()), checkpoint_id=path)
         state.set_step(step)
 
@@ -241,10 +239,7 @@ class CheckpointStore:
         try:
             yield
         except (OSError, CheckpointException, InvalidDocument) as error:
-            raise CheckpointUnusable(
-                f"training checkpoint {path} cannot be read: {_first_line(error)}",
-                remedy="let every rank read the directory, or delete this checkpoint to go on from an older one",
-            ) from error
+            raise _unreadable(path, error) from error
 
     def sample_offset(self, step: int) -> int:
         """Tell by how many samples the data before ``step`` differ from as many batches of this plan.
@@ -282,14 +277,25 @@ def complete_steps(directory: Path) -> tuple[int, ...]:
     return tuple(int(match[1]) for match in matches if match)
 
 
-def check_model(path: Path, plan: Plan) -> None:
-    """Refuse a checkpoint whose tensors have other shapes or number formats than the plan's model.
+def not_resumed(directory: Path, step: int) -> CheckpointUnusable:
+    """Say that a job that is to start anew finds what it must not overwrite."""
+    return CheckpointUnusable(
+        f"{directory} already holds a training checkpoint of step {step}, and spec.checkpoint.resume is Never",
+        remedy="empty the directory, name another one, or set resume to Latest",
+    )
+
+
+def check_model(path: Path, model: Model, precision: Precision) -> None:
+    """Refuse a checkpoint whose tensors have other shapes or number formats than the model.
 
     Raises:
         ForeignCheckpoint: with what differs.
     """
-    saved = Plan.from_json((path / PLAN_FILE).read_text())
-    here = plan.model.model_dump() | {"parameter_bytes": plan.precision.parameter_bytes}
+    try:
+        saved = Plan.from_json((path / PLAN_FILE).read_text())
+    except (OSError, InvalidDocument) as error:
+        raise _unreadable(path, error) from error
+    here = model.model_dump() | {"parameter_bytes": precision.parameter_bytes}
     there = saved.model.model_dump() | {"parameter_bytes": saved.precision.parameter_bytes}
     if "tie_word_embeddings" not in saved.model.model_fields_set and "tie_word_embeddings" in there:
         # Written before there were tied ones.
@@ -304,8 +310,15 @@ def check_model(path: Path, plan: Plan) -> None:
     if differences:
         raise ForeignCheckpoint(
             f"training checkpoint {path} is of another model: {', '.join(differences)}",
-            remedy="use another checkpoint directory for this model, or set resume to false and empty this one",
+            remedy="use another directory for this model (spec.checkpoint.directory), or empty this one to start anew",
         )
+
+
+def _unreadable(path: Path, error: OSError | CheckpointException | InvalidDocument) -> CheckpointUnusable:
+    return CheckpointUnusable(
+        f"training checkpoint {path} cannot be read: {_first_line(error)}",
+        remedy="let every rank read the directory, or delete this checkpoint to go on from an older one",
+    )
 
 
 def _remove(path: Path) -> None:

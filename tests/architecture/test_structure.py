@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from galvatron_operator import cli
+from galvatron_planner.whatif import ALGORITHMS
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = (
     ROOT / "operator" / "galvatron_planner",
@@ -31,6 +34,28 @@ for module in pkgutil.walk_packages(galvatron_planner.__path__, "galvatron_plann
 
 def test_the_planner_imports_without_torch_and_kubernetes() -> None:
     subprocess.run([sys.executable, "-c", REFUSE_HEAVY_IMPORTS], check=True, timeout=60)
+
+
+HELP = """
+import sys
+from galvatron_operator import cli
+try:
+    cli.app(["--help"])
+except SystemExit:
+    print(*sys.modules, sep="\\n")
+"""
+
+
+def test_help_is_answered_without_what_takes_long_to_import() -> None:
+    said = subprocess.run([sys.executable, "-c", HELP], check=True, capture_output=True, text=True).stdout
+    modules = {line.partition(".")[0] for line in said.splitlines()}
+    assert "galvatron_operator" in modules
+    slow = {"torch", "numpy", "pydantic", "yaml", "kopf", "kubernetes", "aiohttp", "prometheus_client", "pyarrow"}
+    assert not modules & slow
+
+
+def test_the_algorithms_that_help_names_are_those_that_search() -> None:
+    assert ", ".join(ALGORITHMS) == cli.ALGORITHM_NAMES
 
 
 def test_the_folder_operator_cannot_shadow_the_standard_library() -> None:

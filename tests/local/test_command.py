@@ -126,7 +126,7 @@ def test_layers_of_ones_own_are_described_for_a_cluster(tmp_path: Path) -> None:
 def test_a_function_that_is_not_there_is_told_with_the_places_where_it_was_looked_for(tmp_path: Path) -> None:
     answer = galvatron("run", write_job(tmp_path, model=OWN_MODEL), folder=tmp_path)
     assert answer.returncode == 1
-    assert "cannot import convolutions:layers: No module named 'convolutions'" in answer.stderr
+    assert "spec.model.own.function: cannot import convolutions:layers: No module named 'convolutions'" in answer.stderr
     assert str(tmp_path) in answer.stderr
     assert "Traceback" not in answer.stderr
 

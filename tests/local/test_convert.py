@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from galvatron_operator.cli import app as galvatron
-from galvatron_operator.convert import UnreadableFile, app
+from galvatron_operator.convert import app
+from galvatron_operator.foreign import UnreadableFile
 from galvatron_planner.errors import InvalidInput, MissingMeasurement
 from galvatron_planner.plan import Plan
 from galvatron_planner.profiles import Profile, ProfileSource

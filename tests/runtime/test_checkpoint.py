@@ -287,13 +287,13 @@ def test_layers_of_ones_own_and_a_family_are_different_models(tmp_path: Path) ->
     own = OwnModel(layers=layers, sequence_length=4, vocabulary_size=8)
     path.write_text(saved.model_copy(update={"model": own}).to_json())
     with pytest.raises(ForeignCheckpoint, match=r"family own instead of gpt.*layers of other code or shapes"):
-        check_model(tmp_path / "step-00000010", saved)
+        check_model(tmp_path / "step-00000010", saved.model, saved.precision)
 
 
 def test_a_new_job_that_must_not_resume_refuses_a_directory_in_use(tmp_path: Path) -> None:
     store(tmp_path).save(state(steps=1), 10)
     for owner in ("", "another"):
-        with pytest.raises(CheckpointUnusable, match="resume is false"):
+        with pytest.raises(CheckpointUnusable, match="resume is Never"):
             store(tmp_path, resume=False, owner=owner, attempt=1).newest_step()
 
 
@@ -301,7 +301,7 @@ def test_a_later_attempt_goes_on_from_its_own_checkpoints_even_if_it_must_not_re
     store(tmp_path, resume=False, owner="job", attempt=1).save(state(steps=1), 10)
 
     assert store(tmp_path, resume=False, owner="job", attempt=2).newest_step() == 10
-    with pytest.raises(CheckpointUnusable, match="resume is false"):
+    with pytest.raises(CheckpointUnusable, match="resume is Never"):
         store(tmp_path, resume=False, owner="its successor", attempt=1).newest_step()
 
 

@@ -123,7 +123,9 @@ def _model(spec: Spec) -> Iterator[Finding]:
     try:
         model_of(model)
     except InvalidInput as error:
-        yield Finding("spec.model", f"describes no model: {error.problem}", error.remedy)
+        yield Finding(
+            "spec.model.preset" if model.preset else "spec.model", f"describes no model: {error.problem}", error.remedy
+        )
     except ValidationError as error:
         found = error.errors()[0]["msg"].removeprefix("Value error, ")
         yield Finding("spec.model", f"describes no model: {found}", "correct the shape")

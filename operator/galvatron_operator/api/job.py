@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any, Literal, Self, assert_never
 
 from pydantic import AwareDatetime, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from galvatron_operator import names
 from galvatron_operator.api.checks import check_name, check_spec, check_volumes
@@ -21,7 +22,7 @@ from galvatron_operator.api.spec import (
     Spec,
 )
 from galvatron_operator.api.status import MAX_ANNOTATION
-from galvatron_operator.api.values import SpecValue
+from galvatron_operator.api.values import FORMS, SpecValue
 from galvatron_planner.cluster import Cluster, DeviceKind
 from galvatron_planner.errors import InvalidInput
 from galvatron_planner.model import Model, Precision
@@ -304,11 +305,20 @@ def _refusal(error: ValidationError) -> InvalidInput:
             return InvalidInput(f"{path} is missing", remedy="add it")
         case "extra_forbidden":
             return InvalidInput(f"{path} is no field of a GalvatronJob", remedy=_spelling(location))
+        case "string_type" if type(detail["input"]) in (int, float):
+            return InvalidInput(
+                f"{path} is a number, and should be a text", remedy=f'write "{detail["input"]}", with the quotes'
+            )
         case _:
             return InvalidInput(
-                f"{path} is {reprlib.repr(detail['input'])}: {detail['msg']}",
-                remedy=f"correct it; kubectl explain gvj.{path} says what it takes",
+                f"{path} is {reprlib.repr(detail['input'])}: {_wanted(detail)}",
+                remedy=f"correct it; docs/reference.md or kubectl explain gvj.{path} says what it takes",
             )
+
+
+def _wanted(detail: ErrorDetails) -> str:
+    form = FORMS.get(str(detail.get("ctx", {}).get("pattern")))
+    return detail["msg"] if form is None else f"it should be {form}"
 
 
 def field_path(location: tuple[int | str, ...]) -> str:

@@ -9,6 +9,7 @@ which is set here, where split work begins and ends: docs/own-models.md.
 
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -76,7 +77,14 @@ def call(function: str) -> list[nn.Module]:
         raise UnusableModel(
             f"cannot import {function}: {error}",
             remedy="write module:function, and put the module on the Python path: that of the image in a cluster, here"
-            f" one of {', '.join(path or '.' for path in sys.path[:3])}",
+            f" one of {', '.join(dict.fromkeys(path or '.' for path in sys.path[:4]))}",
+        ) from error
+    except Exception as error:
+        # What a module does when it is imported is its writer's; the last frame is theirs.
+        frames = traceback.extract_tb(error.__traceback__)
+        place = "" if isinstance(error, SyntaxError) else f" ({frames[-1].filename}, line {frames[-1].lineno})"
+        raise UnusableModel(
+            f"importing {module_name} fails: {type(error).__name__}: {error}{place}", remedy="correct the module"
         ) from error
     try:
         layers = list(factory())
