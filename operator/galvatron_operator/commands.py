@@ -3,6 +3,7 @@
 What is wrong is raised, and told by the caller; an interrupted run ends with code 130.
 """
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -63,6 +64,16 @@ def run(job_file: Path, *, plan_file: Path | None, directory: Path | None, port:
     if trained.last is not None:
         console.print(terminal.outcome_table(planned.plan, trained.last, first_loss=trained.first_loss))
     console.print(terminal.baseline_table(planned.plan, planned.report))
+    next_ = f"why this plan: galvatron explain {_short(files.path)}"
+    if job.spec.checkpoint is not None:
+        next_ += f"\nits weights: galvatron export {_short(files.path)} --output FOLDER"
+    console.print(next_, markup=False, highlight=False, soft_wrap=True)
+
+
+def _short(path: Path) -> str:
+    """Write a path as one would type it here."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def plan(  # noqa: PLR0913 -- the options of a command
@@ -257,13 +268,14 @@ def _port(job: GalvatronJob, port: int | None) -> int:
 def _describe(job: GalvatronJob) -> str:
     model, cluster = job.model, job.cluster
     count = sum(num_parameters(layer) for layer in layers(model))
+    parameters = f"{count / 1e6:,.1f} M" if count >= 100_000 else f"{count:,}"
     batch = job.batch
     sizes = str(batch.minimum) if batch.minimum == batch.maximum else f"{batch.minimum} to {batch.maximum}"
     named = model.function if isinstance(model, OwnModel) else model.family
     blocks = "layers" if isinstance(model, OwnModel) else "blocks"
     samples = f"images of {model.image_size}" if model.image_size else f"{model.sequence_length} tokens"
     return (
-        f"{job.name}: {named} with {count / 1e6:,.1f} M parameters, {model.num_layers} {blocks},"
+        f"{job.name}: {named} with {parameters} parameters, {model.num_layers} {blocks},"
         f" global batch {sizes} x {samples},"
         f" {cluster.num_devices} x {cluster.device_kind} with {format_bytes(cluster.device_memory_bytes)} each"
     )

@@ -46,6 +46,8 @@ def planned(path: Path) -> Planned:
         InvalidInput: when it holds no plan.
         MissingMeasurement: when its profile is of another job.
     """
+    if not path.is_dir():
+        raise InvalidInput(f"there is no directory {path}", remedy="name that of a run: galvatron-runs/NAME-OF-THE-JOB")
     files = RunDirectory(path)
     plan, report, profile = stored(files.plan, Plan), stored(files.report, SearchReport), stored(files.profile, Profile)
     if plan is None or report is None:

@@ -33,7 +33,12 @@ def from_config(config: Config | Path, *, sequence_length: int | None = None) ->
     """
     if isinstance(config, Path):
         config = _load(config)
-    architecture = str(config.get("model_type"))
+    if "model_type" not in config:
+        raise InvalidInput(
+            "the configuration has no model_type",
+            remedy=f"name the config.json that save_pretrained has written, of one of {', '.join(_READERS)}",
+        )
+    architecture = str(config["model_type"])
     if architecture not in _READERS:
         raise InvalidInput(
             f"the configuration's model_type is {architecture!r}",

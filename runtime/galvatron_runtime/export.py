@@ -103,6 +103,14 @@ def find_checkpoint(source: Path) -> Path:
     if (source / ".metadata").exists():
         return source
     found = {step: folder for folder in (source, *source.glob("checkpoints/*")) for step in complete_steps(folder)}
+    if not found and (source / PLAN_FILE).exists():
+        raise NotExportable(
+            f"the run in {source} has saved no training checkpoint",
+            remedy="add spec.checkpoint to the job, for instance {periodSteps: 100}, and run it again: it also saves"
+            " at the end",
+        )
+    if not source.is_dir():
+        raise NotExportable(f"there is no directory {source}", remedy="name that of a run, or of a training checkpoint")
     if not found:
         raise NotExportable(
             f"{source} holds no complete training checkpoint",

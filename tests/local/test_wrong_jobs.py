@@ -18,6 +18,7 @@ from galvatron_planner.plan import Plan
 from galvatron_planner.training import AdamW, DataSource, TextFiles, TokenFiles, TrainingSpec
 from galvatron_runtime import inspection
 from galvatron_runtime.blocks.own import UnusableModel, call
+from galvatron_runtime.export import NotExportable, find_checkpoint
 
 JOB = """\
 apiVersion: galvatron.io/v1alpha1
@@ -197,6 +198,16 @@ def test_a_damaged_document_of_a_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(InvalidDocument, match=r"plan.json is damaged.*delete it"):
         stored(tmp_path / "plan.json", Plan)
+
+
+def test_a_run_without_training_checkpoints_is_told_what_saves_them(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "plan.json").touch()
+    with pytest.raises(NotExportable, match=r"saved no training checkpoint; add spec\.checkpoint"):
+        find_checkpoint(tmp_path)
+    with pytest.raises(NotExportable, match="there is no directory"):
+        find_checkpoint(tmp_path / "nothing")
 
 
 def test_a_directory_belongs_to_one_job(tmp_path: Path) -> None:
