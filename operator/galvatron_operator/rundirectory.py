@@ -6,8 +6,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TypeVar
 
 from galvatron_planner.documents import Document
 from galvatron_planner.errors import GalvatronError, InvalidDocument
@@ -111,7 +112,7 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("a+")
+            lock = (self.path / ".lock").open("ab+", buffering=0)
         except OSError as error:
             raise not_writable(self.path, error) from error
         with lock:
@@ -124,10 +125,10 @@ class RunDirectory:
             self._claim(lock, job)
             yield
 
-    def _claim(self, lock: TextIO, job: str) -> None:
+    def _claim(self, lock: FileIO, job: str) -> None:
         """Write the job's name into the file of the lock, unless there is one."""
         lock.seek(0)
-        owner = lock.read().strip()
+        owner = lock.read().decode(errors="replace").strip()
         if owner and owner != job:
             raise DirectoryInUse(
                 f"{self.path} is the directory of job {owner}, and this is {job}",
@@ -135,8 +136,7 @@ class RunDirectory:
             )
         if not owner:
             try:
-                lock.write(job)
-                lock.flush()
+                lock.write(job.encode())
             except OSError as error:
                 raise not_writable(self.path, error) from error
 

@@ -1,7 +1,9 @@
 """A supervisor as a local child process: started, asked for its status, stopped without orphans."""
 
 import ctypes
+import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +21,8 @@ from galvatron_planner.worker import WorkerState, WorkerStatus
 POLL_SECONDS = 0.3
 GRACE_SECONDS = 60.0
 """How long an interrupted run may take to save its training checkpoint."""
+SMALLEST_FREE_BYTES = 4096
+"""Less than one block is room for no file."""
 _PARENT_DEATH_SIGNAL = 1
 
 
@@ -162,8 +166,19 @@ def _failure(status: WorkerStatus | None, code: int, log: Path) -> WorkerFailed:
     where = f"the whole output is in {log}"
     if status is not None and status.state is WorkerState.FAILED and status.failure is not None:
         return WorkerFailed(f"{status.failure.reason}: {status.failure.message.strip()}", remedy=where)
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+    lines = log.read_text(errors="replace").splitlines()
+    if _is_full(log.parent) or any(os.strerror(errno.ENOSPC) in line for line in lines[-15:]):
+        return WorkerFailed(
+            f"there is no space left in {log.parent}",
+            remedy="make room, or choose another folder with --directory, and run the same command again",
+        )
+    tail = "\n".join(lines[-15:])
     return WorkerFailed(f"the processes ended with exit code {code}:\n{tail}\n", remedy=where)
+
+
+def _is_full(folder: Path) -> bool:
+    """Tell whether not even a log can be written: a full disk leaves no word of itself there."""
+    return shutil.disk_usage(folder).free < SMALLEST_FREE_BYTES
 
 
 def _die_with_parent() -> None:

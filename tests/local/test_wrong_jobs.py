@@ -12,7 +12,7 @@ import yaml
 from galvatron_operator import jobfiles
 from galvatron_operator.api import parse
 from galvatron_operator.rundirectory import DirectoryInUse, RunDirectory, stored
-from galvatron_operator.supervised import ask, check_port
+from galvatron_operator.supervised import WorkerFailed, ask, check_port, free_port, supervise
 from galvatron_planner.errors import InvalidDocument, InvalidInput
 from galvatron_planner.plan import Plan
 from galvatron_planner.training import AdamW, DataSource, TextFiles, TokenFiles, TrainingSpec
@@ -192,6 +192,18 @@ def test_more_gpus_than_this_machine_has_are_refused(capsys: pytest.CaptureFixtu
 def test_a_failure_that_nobody_expects_is_told_with_what_the_command_said() -> None:
     with pytest.raises(InvalidInput, match=r"(?s)failed with exit code 2.*unrecognized arguments: --no-such-option"):
         ask("json.tool", ["--no-such-option"])
+
+
+def test_processes_that_end_on_a_full_disk_are_told_in_a_word(tmp_path: Path) -> None:
+    with pytest.raises(WorkerFailed, match=r"there is no space left in .*make room"):
+        supervise(
+            ["sh", "-c", "echo 'OSError: [Errno 28] No space left on device'; exit 1"],
+            environment={},
+            port=free_port(),
+            result=tmp_path / "result.json",
+            log=tmp_path / "train.log",
+            on_status=lambda _: None,
+        )
 
 
 def test_a_damaged_document_of_a_run_is_named(tmp_path: Path) -> None:
