@@ -170,7 +170,7 @@ def explain(run_directory: Path, *, timeline: Path | None, trace: Path | None) -
 def validate(job_file: Path) -> None:
     """Check a GalvatronJob and say what it asks for."""
     job = jobfiles.load(job_file)
-    console.print(f"[green]valid[/green] {_describe(job)}")
+    console.print(f"[green]valid[/green] {_describe(job)}", soft_wrap=True)
 
 
 def describe(job_file: Path) -> None:
