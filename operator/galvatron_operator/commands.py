@@ -3,13 +3,16 @@
 What is wrong is raised, and told by the caller; an interrupted run ends with code 130.
 """
 
+import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 import typer
@@ -41,6 +44,8 @@ from galvatron_planner.whatif import Answer, answer, tables
 from galvatron_planner.workload import num_parameters
 
 console = Console()
+GO_ON = "run the same command again to go on"
+BEGIN_ANEW = "the job has no spec.checkpoint, so the same command trains from the beginning, without measuring again"
 
 
 def run(job_file: Path, *, plan_file: Path | None, directory: Path | None, port: int | None) -> None:
@@ -53,7 +58,8 @@ def run(job_file: Path, *, plan_file: Path | None, directory: Path | None, port:
     files = _run_directory(job, directory)
     chosen_port = _port(job, port)
     view = terminal.PhaseView(console)
-    with interruptible(), files.locked(job.name):
+    advice = GO_ON if job.spec.checkpoint is not None else BEGIN_ANEW
+    with interruptible(advice), telling_what_ctrl_c_does(), files.locked(job.name):
         place = f"files in {files.path}, metrics on http://127.0.0.1:{chosen_port}/metrics"
         console.print(_describe(job), place, sep="\n", soft_wrap=True)
         with view.showing():
@@ -118,7 +124,7 @@ def plan(  # noqa: PLR0913 -- the options of a command
     jobfiles.check_memory(job)
     files = _run_directory(job, directory)
     view = terminal.PhaseView(console)
-    with interruptible(), files.locked(job.name), view.showing():
+    with interruptible(), telling_what_ctrl_c_does(), files.locked(job.name), view.showing():
         local.inspect(job, files, data_root=None, listener=view)
         if answers is not None or not lists.is_empty:
             problem = local.problem(job, files, port=_port(job, port), listener=view)
@@ -138,7 +144,7 @@ def regret(job_file: Path, effort: Effort, *, plan_file: Path | None, directory:
     fixed = None if plan_file is None else _plan_in(plan_file)
     files, chosen_port = _run_directory(job, directory), _port(job, port)
     view = terminal.PhaseView(console)
-    with interruptible(), files.locked(job.name), view.showing():
+    with interruptible(), telling_what_ctrl_c_does(), files.locked(job.name), view.showing():
         local.inspect(job, files, data_root=root, listener=view)
         planned = local.plan(job, files, port=chosen_port, listener=view, fixed=fixed)
         problem = local.problem(job, files, port=chosen_port, listener=view, fixed=fixed)
@@ -204,13 +210,34 @@ _ReadableDumper.add_representer(str, _represent_text)
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible(advice: str = GO_ON) -> Iterator[None]:
     """End with a word and code 130 on Ctrl-C, after the processes have stopped."""
     try:
         yield
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; run the same command again to go on")
+        Console(stderr=True).print(f"interrupted; {advice}", soft_wrap=True)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def telling_what_ctrl_c_does() -> Iterator[None]:
+    """Answer Ctrl-C at once inside the block: processes take their time to save and stop."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        # A handler may come in the middle of another write, which streams of Python refuse.
+        os.write(2, b"\nstopping, after a last training checkpoint if the job keeps any (Ctrl-C again: at once)\n")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        # Started in the background, where Ctrl-C is for somebody else.
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run_module(module: str, arguments: Sequence[str]) -> NoReturn:

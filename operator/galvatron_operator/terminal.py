@@ -1,6 +1,7 @@
 """What people see in a terminal: phases with progress while a local run works, tables of plans when it is done."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,9 +29,12 @@ RIGHT_ALIGNED = frozenset(
 )
 """Columns of an explanation that hold numbers."""
 
+LOGGED_SECONDS = 30.0
+"""How long a log file may say nothing about a phase that goes on."""
+
 
 class PhaseView:
-    """One line per phase; on a terminal with a moving bar, in a log file a line now and then."""
+    """One line per phase; on a terminal with a moving bar, in a log file a line now and then: ten, or two a minute."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -44,7 +48,8 @@ class PhaseView:
             disable=not console.is_terminal,
         )
         self._current: TaskID | None = None
-        self._last_logged = -1
+        self._last_logged = 0
+        self._next_seconds = 0.0
 
     @contextmanager
     def showing(self) -> Iterator[None]:
@@ -54,7 +59,7 @@ class PhaseView:
 
     def start(self, phase: str, detail: str) -> None:
         """Open a phase."""
-        self._last_logged = -1
+        self._last_logged, self._next_seconds = 0, 0.0
         self._current = self._bars.add_task(phase, total=None, detail=detail)
         if not self._console.is_terminal:
             self._console.print(f"{phase}: {detail}", highlight=False)
@@ -65,9 +70,10 @@ class PhaseView:
             return
         detail = describe_progress(progress)
         self._bars.update(self._current, completed=progress.step, total=progress.total_steps or None, detail=detail)
-        due = progress.step - self._last_logged >= max(1, progress.total_steps // 10)
-        if not self._console.is_terminal and due:
-            self._last_logged = progress.step
+        now = time.monotonic()
+        is_due = progress.step - self._last_logged >= max(1, progress.total_steps // 10) or now >= self._next_seconds
+        if not self._console.is_terminal and is_due:
+            self._last_logged, self._next_seconds = progress.step, now + LOGGED_SECONDS
             self._console.print(f"  {progress.step}/{progress.total_steps} {detail}", highlight=False)
 
     def end(self, detail: str) -> None:

@@ -249,7 +249,8 @@ def test_ctrl_c_saves_stops_everything_and_the_next_run_goes_on(tmp_path: Path) 
 
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=120) == 130
-    assert "go on" in (tmp_path / "output").read_text()
+    said = (tmp_path / "output").read_text()
+    assert said.index("stopping, after a last training checkpoint") < said.index("run the same command again to go on")
     assert not processes_mentioning(str(tmp_path))
     saved = sorted((tmp_path / "out" / "checkpoints").rglob("step-*"))
     assert saved

@@ -2,20 +2,24 @@
 
 import json
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 from galvatron_operator import jobfiles
 from galvatron_operator.api import parse
 from galvatron_operator.rundirectory import DirectoryInUse, RunDirectory, stored
 from galvatron_operator.supervised import WorkerFailed, ask, check_port, free_port, supervise
+from galvatron_operator.terminal import PhaseView
 from galvatron_planner.errors import InvalidDocument, InvalidInput
 from galvatron_planner.plan import Plan
 from galvatron_planner.training import AdamW, DataSource, TextFiles, TokenFiles, TrainingSpec
+from galvatron_planner.worker import Progress
 from galvatron_runtime import inspection
 from galvatron_runtime.blocks.own import UnusableModel, call
 from galvatron_runtime.export import NotExportable, find_checkpoint
@@ -204,6 +208,17 @@ def test_processes_that_end_on_a_full_disk_are_told_in_a_word(tmp_path: Path) ->
             log=tmp_path / "train.log",
             on_status=lambda _: None,
         )
+
+
+def test_a_log_file_shows_the_first_of_many_steps() -> None:
+    console = Console(file=StringIO(), width=200)
+    view = PhaseView(console)
+    with view.showing():
+        view.start("train", "starting 2 processes")
+        for step in (1, 2, 3):
+            view.progress(Progress(activity="training", step=step, total_steps=1000, loss=2.5))
+    assert isinstance(console.file, StringIO)
+    assert console.file.getvalue().splitlines()[1:] == ["  1/1000 loss 2.500"]
 
 
 def test_a_damaged_document_of_a_run_is_named(tmp_path: Path) -> None:
