@@ -11,6 +11,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+import builders
 from galvatron_operator import jobfiles
 from galvatron_operator.api import parse
 from galvatron_operator.rundirectory import DirectoryInUse, RunDirectory, stored
@@ -18,7 +19,7 @@ from galvatron_operator.supervised import WorkerFailed, ask, check_port, free_po
 from galvatron_operator.terminal import PhaseView
 from galvatron_planner.errors import InvalidDocument, InvalidInput
 from galvatron_planner.plan import Plan
-from galvatron_planner.training import AdamW, DataSource, TextFiles, TokenFiles, TrainingSpec
+from galvatron_planner.training import AdamW, DataSource, TextFiles, TokenFiles, TrainingCheckpoints, TrainingSpec
 from galvatron_planner.worker import Progress
 from galvatron_runtime import inspection
 from galvatron_runtime.blocks.own import UnusableModel, call
@@ -185,6 +186,22 @@ def test_weights_of_another_model_are_refused_before_anything_is_measured(
     (weights / "config.json").write_text(config)
     data = tokens(np.zeros(100, np.uint16))(tmp_path)
     assert inspected(tmp_path, data, initial_weights=str(weights)) == 1
+    assert problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [({}, "is of another model: "), ({"resume": False}, "already holds a training checkpoint of step 10")],
+)
+def test_training_checkpoints_that_cannot_be_gone_on_from_are_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any], problem: str
+) -> None:
+    saved = tmp_path / "checkpoints" / "step-00000010"
+    saved.mkdir(parents=True)
+    (saved / ".metadata").touch()
+    (saved / "plan.json").write_text(builders.plan("dp4").to_json())
+    kept = TrainingCheckpoints(directory=str(saved.parent), period_steps=10, **settings)
+    assert inspected(tmp_path, tokens(np.zeros(100, np.uint16))(tmp_path), checkpoints=kept) == 1
     assert problem in capsys.readouterr().err
 
 
