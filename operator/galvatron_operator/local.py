@@ -172,7 +172,8 @@ def inspect(job: GalvatronJob, directory: RunDirectory, *, data_root: Path | Non
 
 def _reads_files(job: GalvatronJob, directory: RunDirectory) -> bool:
     training = job.spec.training
-    return training.dataset.source.is_files or bool(training.initial_weights) or directory.checkpoints.is_dir()
+    resumes = job.spec.checkpoint is not None and directory.checkpoints.is_dir()
+    return training.dataset.source.is_files or training.initial_weights is not None or resumes
 
 
 def _training(job: GalvatronJob, directory: RunDirectory, data_root: Path) -> TrainingSpec:
