@@ -221,23 +221,30 @@ def interruptible(advice: str = GO_ON) -> Iterator[None]:
 
 @contextmanager
 def telling_what_ctrl_c_does() -> Iterator[None]:
-    """Answer Ctrl-C at once inside the block: processes take their time to save and stop."""
+    """Answer Ctrl-C at once inside the block: processes take their time to save and stop.
+
+    SIGTERM, with which batch systems end what they started, does the same.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    # One started in the background ignores SIGINT: there Ctrl-C is for somebody else.
+    taken = {number: handler for number, handler in usual.items() if signal.getsignal(number) == handler}
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         # A handler may come in the middle of another write, which streams of Python refuse.
         os.write(2, b"\nstopping, after a last training checkpoint if the job keeps any (Ctrl-C again: at once)\n")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        restore()
         raise KeyboardInterrupt
 
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        # Started in the background, where Ctrl-C is for somebody else.
-        yield
-        return
-    signal.signal(signal.SIGINT, interrupt)
+    def restore() -> None:
+        for number, handler in taken.items():
+            signal.signal(number, handler)
+
+    for number in taken:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        restore()
 
 
 def run_module(module: str, arguments: Sequence[str]) -> NoReturn:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from command import GALVATRON, galvatron
+from galvatron_operator.commands import telling_what_ctrl_c_does
 from galvatron_planner.plan import Plan
 from galvatron_planner.units import GIB
 
@@ -230,6 +231,17 @@ def test_a_run_goes_from_yaml_to_a_trained_model_and_can_be_explained(tmp_path: 
     assert "measured before" in again.stdout
     rendered = galvatron("render", job, "--plan", "out/plan.json", folder=tmp_path)
     assert "StatefulSet" in rendered.stdout, rendered.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_answered_at_once_and_the_next_one_ends_as_usual(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), telling_what_ctrl_c_does():
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == before
+    assert "stopping, after a last training checkpoint" in capfd.readouterr().err
 
 
 @pytest.mark.distributed
