@@ -22,15 +22,19 @@ from galvatron_planner import families
 from galvatron_planner.cluster import DeviceKind
 from galvatron_planner.model import Model, Precision
 from galvatron_planner.plan import Plan
+from galvatron_planner.training import AdamW
 from galvatron_planner.workload import reads_data
 from galvatron_runtime.apply import ParallelModel, apply
 from galvatron_runtime.blocks import LayerModule
 from galvatron_runtime.data import Batch, SyntheticSamples
 from galvatron_runtime.mesh import finish, start_process_groups
 from galvatron_runtime.model import build_layers, global_name, initial_values, materialize
+from galvatron_runtime.optimizer import make_optimizer
 
 SEED = 11
 NUM_STEPS = 3
+OPTIMIZER = AdamW(learning_rate=3e-3, beta1=0.9, beta2=0.95, weight_decay=0.1)
+"""With a rate that moves the losses."""
 CLIP_NORM = 0.5
 """Below the norms of the small models, so that clipping does something."""
 
@@ -65,17 +69,9 @@ def samples(spec: Model, global_batch_size: int, step: int) -> Batch:
     return SyntheticSamples(spec, seed=5).samples(step, 0, global_batch_size)
 
 
-def adamw(named: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
-    """An optimizer whose rate moves the losses; split and whole tensors do not mix in one group."""
-    split = [p for p in named.values() if isinstance(p, DTensor)]
-    whole = [p for p in named.values() if not isinstance(p, DTensor)]
-    groups = [{"params": group} for group in (split, whole) if group]
-    return torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-
-
 def train(model: ParallelModel) -> Outcome:
     """Run some steps of a plan."""
-    update = adamw(model.trained_parameters)
+    update = make_optimizer(model.trained_parameters.values(), OPTIMIZER)
     losses, norms = [], []
     for step in range(NUM_STEPS):
         batch = samples(model.plan.model, model.plan.global_batch_size, step)
@@ -101,7 +97,7 @@ def train_alone(spec: Model, global_batch_size: int, precision: Precision) -> Ou
     named = {global_name(i, name): p for i, layer in enumerate(layers) for name, p in layer.named_parameters()}
     copies = {global_name(*place) for place in families.copies(spec)}
     trained = {name: parameter for name, parameter in named.items() if name not in copies}
-    update = adamw(trained)
+    update = torch.optim.AdamW(trained.values(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
     losses, norms = [], []
     for step in range(NUM_STEPS):
         batch = samples(spec, global_batch_size, step)
