@@ -29,9 +29,11 @@ test: $(INSTALLED) ## everything, the real cluster included
 check: $(INSTALLED) ## format, lint, types, import contracts and fast tests; under a minute
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pytest -q -m "not distributed and not gpu and not k8s and not helm and not slow"
+	@# Types beside tests: a core each.
+	$(BIN)/mypy & types=$$!; tests=0; \
+	  $(BIN)/pytest -q -m "not distributed and not gpu and not k8s and not helm and not slow" || tests=$$?; \
+	  wait $$types; exit $$tests
 
 dashboards: $(INSTALLED) ## write the Grafana dashboards of tests/charts/boards to the chart
 	cd tests && ../$(BIN)/python -m charts.write_dashboards

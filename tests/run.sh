@@ -22,17 +22,33 @@ cluster_gap() {
 phase "format, lint, types, contracts, fast tests"
 make --no-print-directory check
 
-phase "tests with several processes"
-"$bin/pytest" -q -m "(distributed or slow) and not gpu and not k8s and not helm"
-
 gap=$(cluster_gap)
+images_log=$(mktemp)
+if [ -z "$gap" ]; then
+  # The images take about a core, as these tests do, and none of these has to be fast. A build is never broken off.
+  trap wait EXIT
+  bash tests/cluster/cluster.sh images --build >"$images_log" 2>&1 &
+  images=$!
+fi
+
+phase "slow tests of one process${images:+; beside them the images}"
+"$bin/pytest" -q -m "slow and not distributed and not gpu and not k8s and not helm"
+if [ -n "${images:-}" ]; then
+  wait "$images" || { cat "$images_log"; exit 1; }
+  cat "$images_log"
+fi
+rm -f "$images_log"
+
+phase "tests with several processes"
+"$bin/pytest" -q -m "distributed and not gpu and not k8s and not helm"
+
 if [ -n "$gap" ]; then
   echo "LEFT OUT: tests on a real cluster (markers k8s, helm), because: $gap" >&2
   [ "${CI:-}" != true ] || exit 1
   exit 0
 fi
 
-phase "cluster: packages, binaries, nodes, images"
+phase "cluster: packages, binaries, nodes, the images into the nodes"
 bash tests/cluster/cluster.sh up
 bash tests/cluster/cluster.sh images
 eval "$(bash tests/cluster/cluster.sh env)"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Build the operator and runtime images by the Dockerfile and load them into every node that runs.
 #
-# Usage: images.sh [--system]    (--system: only pause and CoreDNS, which `up` itself needs)
+# Usage: images.sh [--system | --build]    (--system: only pause and CoreDNS, which `up` itself needs;
+#                                           --build: load nothing, whatever nodes there are)
 #
 # Nothing is built again whose sources are unchanged. pip uses the host's configuration, the host's
 # CA certificates, the directories of PIP_FIND_LINKS, and a directory with a CPU build of torch if
@@ -215,11 +216,14 @@ load_into_nodes() {
   for index in "${jobs[@]}"; do wait "$index"; done
 }
 
-build_and_load() {
-  users_own_cluster images && return
+build() {
   take_lock
   phase "packages" "$here/packages.sh" 9>&-
   phase "images of operator and runtime" build_product_images
+}
+
+build_and_load() {
+  build
   if [[ -n $(node_indices) ]]; then
     phase "loading them into the nodes" load_into_nodes
   else
@@ -233,7 +237,8 @@ main() {
   case "${1:-}" in
     --system) build_system_images ;;
     --pull) buildah pull --quiet "$public_base" ;;
-    "") build_and_load ;;
+    --build) users_own_cluster images || build ;;
+    "") users_own_cluster images || build_and_load ;;
     *) fail "unknown argument '$1'" "images.sh --help" ;;
   esac
 }
