@@ -16,6 +16,7 @@ from typing import Self
 from galvatron_operator.torchrun import LAUNCH_MODULE
 from galvatron_planner.worker import WorkerState, WorkerStatus
 
+TESTS = Path(__file__).parent
 PATIENCE_SECONDS = 300.0
 """How long a condition may take on a busy machine before a test fails."""
 
@@ -26,6 +27,27 @@ def torchrun(num_processes: int, *arguments: str, launcher: str | None = None) -
     launch = ("--nproc-per-node", str(num_processes), "--master-addr", "127.0.0.1", "--master-port", port)
     launcher = launcher or (LAUNCH_MODULE if arguments[0] == "-m" else "torch.distributed.run")
     return (sys.executable, "-m", launcher, *launch, "--max-restarts", "0", *arguments)
+
+
+def run_ranks(num_processes: int, module: str, *arguments: str, places: Sequence[Path] = ()) -> None:
+    """Run a module of the tests in several processes, forked as in production, to their good end.
+
+    Args:
+        num_processes: of this machine.
+        module: has a ``main`` that takes the arguments.
+        arguments: of the module.
+        places: where Python looks for further modules.
+    """
+    path = os.pathsep.join((str(TESTS), *map(str, places), os.environ.get("PYTHONPATH", "")))
+    done = subprocess.run(
+        torchrun(num_processes, "-m", module, *arguments),
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-6000:]}"
 
 
 def free_port() -> int:

@@ -67,10 +67,11 @@ def main() -> int:
         folder = Path(name)
         for number, one in enumerate(plans(limits)):
             (folder / f"{number:02}.plan.json").write_text(one.to_json())
-        script = TESTS / "runtime" / "resume_plans.py"
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
         subprocess.run(
-            torchrun(NUM_DEVICES, str(script), str(folder), str(options.sources)), check=True, env=environment
+            torchrun(NUM_DEVICES, "-m", "runtime.resume_plans", str(folder), str(options.sources)),
+            check=True,
+            env=environment,
         )
         result = json.loads((folder / "result.json").read_text())
     wrong = result["wrong"]

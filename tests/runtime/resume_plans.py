@@ -1,15 +1,14 @@
-"""Started by torchrun: save a training checkpoint under every plan of a folder and load it under every one.
+"""Run by several processes: save a training checkpoint under every plan of a folder and load it under every one.
 
-    resume_plans.py FOLDER [SOURCES]
+    python -m galvatron_runtime.launch ... -m runtime.resume_plans FOLDER [SOURCES]
 
 reads ``FOLDER/<case>.plan.json`` and writes ``FOLDER/result.json``: pairs, tensors compared, and what differed. With a
 number of sources every plan loads the checkpoints of so many plans only, other ones each time.
 """
 
 import json
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -31,8 +30,9 @@ OPTIMIZER = AdamW(learning_rate=1e-2)
 CPU = torch.device("cpu")
 
 
-def main(folder: Path, num_sources: int | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Save under all plans, then load all, or some, under all."""
+    folder, num_sources = Path(arguments[0]), int(arguments[1]) if len(arguments) > 1 else None
     torch.set_num_threads(1)
     start_process_groups(DeviceKind.CPU, timeout_seconds=60)
     plans = {file.name.removesuffix(".plan.json"): read(file) for file in sorted(folder.glob("*.plan.json"))}
@@ -106,7 +106,3 @@ def tell(text: str) -> None:
     """Say how far it is."""
     if dist.get_rank() == 0:
         print(text, flush=True)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

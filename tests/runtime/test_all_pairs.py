@@ -1,15 +1,13 @@
 """A training checkpoint that was saved under any plan goes on, bit for bit, under any other."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
 import builders
 from galvatron_planner.model import Family
-from supervision import torchrun
+from supervision import run_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -37,13 +35,7 @@ def test_every_checkpoint_resumes_under_every_plan(tmp_path: Path) -> None:
             num_micro_batches=1 if len(stages) == 1 else 2,
         )
         (tmp_path / f"{case}.plan.json").write_text(plan.to_json())
-    script = Path(__file__).with_name("resume_plans.py")
-    subprocess.run(
-        torchrun(4, str(script), str(tmp_path)),
-        check=True,
-        timeout=600,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
-    )
+    run_ranks(4, "runtime.resume_plans", str(tmp_path))
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["wrong"] == []
     assert result["pairs"] == len(STAGES) ** 2

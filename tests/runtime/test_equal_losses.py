@@ -4,9 +4,6 @@ One torchrun of four processes trains all cases; every case is then a test of it
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
@@ -21,6 +18,7 @@ from galvatron_planner.model import Block, Family, LayerSpec, ModelSpec, Precisi
 from galvatron_planner.plan import Plan
 from galvatron_planner.problem import Schedule
 from galvatron_planner.space import compositions
+from supervision import run_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -123,13 +121,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plans")
     for case, plan in CASES.items():
         (folder / f"{case}.plan.json").write_text(plan.to_json())
-    worker = Path(__file__).with_name("train_plans.py")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [*torchrun, str(worker), str(folder)], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert run.returncode == 0, f"{run.stdout[-1000:]}\n{run.stderr[-6000:]}"
+    run_ranks(4, "runtime.train_plans", str(folder))
     return folder
 
 

@@ -5,9 +5,6 @@ between. One torchrun of eight processes trains all plans; every family is then 
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -20,6 +17,7 @@ from galvatron_planner.model import Block, Family, ModelSpec, Precision
 from galvatron_planner.plan import Plan
 from galvatron_planner.problem import SearchLimits
 from galvatron_planner.strategy import LayerStrategy
+from supervision import run_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -84,17 +82,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for family in FAMILIES:
         for index, one in enumerate(plans(family)):
             (folder / f"{family}-{index:02}.plan.json").write_text(one.to_json())
-    worker = Path(__file__).with_name("train_plans.py")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(NUM_DEVICES)]
-    run = subprocess.run(
-        [*torchrun, str(worker), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        check=False,
-    )
-    assert run.returncode == 0, f"{run.stdout[-1000:]}\n{run.stderr[-6000:]}"
+    run_ranks(NUM_DEVICES, "runtime.train_plans", str(folder))
     return folder
 
 

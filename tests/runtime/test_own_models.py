@@ -1,8 +1,6 @@
 """Layers of a user's own train under every plan as in one process."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,12 +9,11 @@ import builders
 from galvatron_planner.model import Precision
 from galvatron_planner.plan import Plan
 from galvatron_runtime.describe import describe
-from supervision import torchrun
+from supervision import run_ranks
 
 pytestmark = pytest.mark.distributed
 
-TESTS = Path(__file__).parents[1]
-EXAMPLE = TESTS.parent / "docs" / "examples" / "own-model"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "own-model"
 BLOCKS = 6
 CASES: dict[str, tuple[str, tuple[str, ...], int, Precision]] = {
     "text-dp": ("convolutions:layers", ("dp4 " * 8,), 2, Precision.FP64),
@@ -60,16 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.syspath_prepend(str(EXAMPLE))
         for case in CASES:
             (folder / f"{case}.plan.json").write_text(planned(case).to_json())
-    script = Path(__file__).with_name("train_plans.py")
-    run = subprocess.run(
-        torchrun(4, str(script), str(folder)),
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(TESTS), str(EXAMPLE)))},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert run.returncode == 0, f"{run.stdout[-1000:]}\n{run.stderr[-6000:]}"
+    run_ranks(4, "runtime.train_plans", str(folder), places=[EXAMPLE])
     return folder
 
 

@@ -1,14 +1,13 @@
-"""Started by torchrun: train every plan of a folder for some steps and write down how far it is from one process.
+"""Run by several processes: train every plan of a folder for some steps and write down how far it is from one process.
 
-    train_plans.py FOLDER
+    python -m galvatron_runtime.launch ... -m runtime.train_plans FOLDER
 
 reads ``FOLDER/<case>.plan.json`` and writes ``FOLDER/<case>.errors.json``. The reference is :func:`train_alone`: the
 same layers, one process, the whole batch, nothing parallel.
 """
 
 import json
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -48,8 +47,9 @@ class Outcome:
     parameters: Mapping[str, Tensor]
 
 
-def main(folder: Path) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Train all cases, one after another, in the same processes."""
+    folder = Path(arguments[0])
     torch.set_num_threads(1)
     device = start_process_groups(DeviceKind.CPU, timeout_seconds=60)
     for file in sorted(folder.glob("*.plan.json")):
@@ -146,7 +146,3 @@ def compare(ours: Outcome, expected: Outcome) -> dict[str, float]:
     dist.all_gather_object(names, list(ours.parameters))
     missing = set(expected.parameters) - {name for rank in names for name in rank}
     return {**dict(zip(errors, worst.tolist(), strict=True)), "missing": len(missing)}
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
