@@ -186,6 +186,16 @@ def test_a_model_of_34_layers_is_planned_on_eight_devices() -> None:
     assert solution.report.gap < 0.001
 
 
+def test_what_the_first_stage_does_after_all_others_is_in_the_bound() -> None:
+    # Its optimizer takes longest, and it waits for the other stage: bounds that know only one of both are 16 % too low.
+    batch = BatchRange(minimum=64, maximum=64)
+    devices, model = "2x8xrtx-titan+ethernet-10g", presets.model_named("t5-large-32")
+    problem = catalogued.problem(model, devices, memory_bytes=8 * GIB, batch=batch, precision=Precision.FP32)
+    solution = search(problem, compared=False)
+    assert solution.report.gap == 0
+    assert len(solution.plan.stages) == 2
+
+
 def test_a_plan_that_no_quick_look_finds_is_found_by_the_proof() -> None:
     # Memory that just fits: prices on memory alone do not lead to the one plan that does.
     problem = instances.small_problem(Random("0/99").choice)  # noqa: S311 - nothing secret

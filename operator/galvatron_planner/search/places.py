@@ -1,6 +1,6 @@
 """One place in a pipeline: bounds of every stage that can stand there, replaced by exact values where they are needed.
 
-Legend: Q possible stages (first and last layer), E layouts in which a stage can be entered, X exits.
+Legend: W metrics, Q possible stages (first and last layer), E layouts in which a stage can be entered, X exits.
 """
 
 from dataclasses import dataclass
@@ -25,6 +25,31 @@ class Metric(IntEnum):
     """Seconds of all micro-batches and of the optimizer: what the slowest stage takes."""
     FINISH = 2
     """The same with the gradient reduction that sticks out."""
+    RETURN = 3
+    """What a stage adds to the way of one micro-batch, on the first stage with the optimizer.
+
+    The first stage ends last: reduction and optimizer follow its last pass, however long other stages have worked.
+    """
+    DRAIN = 4
+    """What the first stage computes beside the ways through all others for which it waits; see :func:`draining`."""
+
+
+def draining(num_micro_batches: int, in_flight: int) -> tuple[float, float, float]:
+    """Tell for how many ways of a micro-batch through all later stages and back the first stage waits in a step.
+
+    With all micro-batches in flight but one at most, for one: one forward pass comes before it, those that are in
+    flight happen meanwhile, everything else comes after. With fewer in flight for two, and for as many more as its
+    window is emptied in between; passes of a window less one are hidden behind each but the last.
+
+    Returns:
+        forward passes and backward passes that are not hidden, and ways.
+    """
+    window = min(in_flight, num_micro_batches)
+    if num_micro_batches - 1 < window:
+        return float(num_micro_batches - window + 1), float(num_micro_batches), 1.0
+    times = (num_micro_batches - 1) // window
+    passes = float(num_micro_batches - (window - 1) * times)
+    return passes, passes, 1.0 + times
 
 
 Weights = tuple[float, float, float, float]
@@ -68,7 +93,15 @@ class Position:
             Metric.TRAVERSAL: (1.0, 1.0, after_all, 0.0),
             Metric.WORK: (m, m, after_all, 1.0),
             Metric.FINISH: (m, m, 1.0, 1.0),
+            Metric.RETURN: (1.0, 1.0, after_all, after_all),
+            # Of later stages the same as traversal: that is less, and costs nothing more to bound.
+            Metric.DRAIN: (*self._drained, 1.0, 1.0) if self.is_first else (1.0, 1.0, 0.0, 0.0),
         }[metric]
+
+    @property
+    def _drained(self) -> tuple[float, float]:
+        forward, backward, _ = draining(self.num_micro_batches, self.in_flight)
+        return forward, backward
 
 
 class Place:
@@ -81,8 +114,8 @@ class Place:
         content: what it holds, (Q,).
         entries: layouts in which stages can be entered, as indices in the options' list, rising, (E,); 0 for none.
         exits: layouts in which they can leave, likewise, (X,).
-        seconds: per metric, transfers included, (3, Q, E, X); bounds, or exact where ``exact`` says so.
-        exact: (3, Q, E, X).
+        seconds: per metric, transfers included, (W, Q, E, X); bounds, or exact where ``exact`` says so.
+        exact: (W, Q, E, X).
         offsets: where the stages of each distinct first layer begin, for reductions over them.
     """
 
@@ -114,8 +147,8 @@ class Place:
             none if position.is_first else self._hops(position.stage_index - 1, self.start, self.entries)
         )
         self._returning: Floats = none if position.is_last else self._hops(position.stage_index, self.end, self.exits)
-        self.seconds: Floats = np.full((3, *shape), np.inf)
-        self.exact: Flags = np.zeros((3, *shape), dtype=bool)
+        self.seconds: Floats = np.full((len(Metric), *shape), np.inf)
+        self.exact: Flags = np.zeros((len(Metric), *shape), dtype=bool)
 
     @property
     def num_entries(self) -> int:

@@ -213,17 +213,23 @@ class Screen:
         """Choose memory prices, (W, P, M): zero, and where a layer exchanges one strategy for another.
 
         Of layers by themselves these are the only prices at which the cheapest choice changes. Metrics differ in little
-        but their scale.
+        but their scale, except where the optimizer weighs as much as a pass.
         """
-        slopes = [_hull_rates(own[Metric.WORK], held) for own, held in zip(self._seconds, self._kept, strict=True)]
-        rates = np.sort(np.concatenate(slopes, axis=1), axis=1)
-        if rates.shape[1] > MAX_PRICES:
-            rates = rates[:, np.linspace(0, rates.shape[1] - 1, MAX_PRICES).round().astype(int)]
-        work = np.concatenate([np.zeros((len(rates), 1)), rates], axis=1)
+        work, back = self._rates(Metric.WORK), self._rates(Metric.RETURN)
+        drain = self._rates(Metric.DRAIN)
         passes = np.array([float(one.num_micro_batches) for one in self._positions])
         is_whole = np.array([one.is_first and one.is_last for one in self._positions])
         traversal = np.where(is_whole[:, None], work, work / passes[:, None])
-        return np.stack([traversal, work, work])
+        return np.stack([traversal, work, work, back, drain])
+
+    def _rates(self, metric: Metric) -> Floats:
+        """Give zero and at most as many exchange rates as are tried, (P, M); the last one fills up."""
+        slopes = [_hull_rates(own[metric], held) for own, held in zip(self._seconds, self._kept, strict=True)]
+        rates = np.sort(np.concatenate(slopes, axis=1), axis=1)
+        if rates.shape[1] > MAX_PRICES:
+            rates = rates[:, np.linspace(0, rates.shape[1] - 1, MAX_PRICES).round().astype(int)]
+        rates = np.concatenate([np.zeros((len(rates), 1)), rates], axis=1)
+        return np.pad(rates, ((0, 0), (0, MAX_PRICES + 1 - rates.shape[1])), mode="edge")
 
 
 def _caps(working: Sequence[Integers]) -> list[tuple[int, int]]:

@@ -5,8 +5,9 @@ through the schedule that :func:`schedule_seconds` gives; a dynamic programme ov
 tells how late each stage may begin, and thereby which skeletons have a bound below a time.
 """
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from galvatron_planner.problem import Schedule
 from galvatron_planner.search.front import ROUNDING
 from galvatron_planner.search.options import FORWARD, Flags, Floats, Integers, PipelineOptions
-from galvatron_planner.search.places import Metric
+from galvatron_planner.search.places import Metric, draining
 
 INFINITE = float("inf")
 NUM_BISECTIONS = 30
@@ -31,7 +32,15 @@ class Skeleton:
     stages: tuple[StageIndex, ...]
 
 
-def schedule_seconds(work: Floats, onward: Floats, *, num_micro_batches: int, ahead: int, schedule: Schedule) -> Floats:
+def schedule_seconds(
+    work: Floats,
+    onward: Floats,
+    *,
+    num_micro_batches: int,
+    ahead: int,
+    schedule: Schedule,
+    returning: Floats | float = 0.0,
+) -> Floats:
     """Bound what a step takes from where a stage begins to where it ends, from two amounts of time.
 
     A stage computes all micro-batches. In 1F1B it also waits: with ``ahead`` micro-batches in flight, one way to the
@@ -44,6 +53,8 @@ def schedule_seconds(work: Floats, onward: Floats, *, num_micro_batches: int, ah
         num_micro_batches: of the step.
         ahead: micro-batches that the stage has in flight at most, in 1F1B.
         schedule: the order of passes.
+        returning: passes of one micro-batch on this stage, and its work after the last one. The rest of ``work`` are
+            passes of the others: the less they take, the less waiting is hidden behind them.
 
     Returns:
         seconds; a test holds that they are never more than the schedule takes.
@@ -51,13 +62,15 @@ def schedule_seconds(work: Floats, onward: Floats, *, num_micro_batches: int, ah
     if schedule is Schedule.GPIPE:
         return work + onward
     window = min(ahead, num_micro_batches)
-    one = work / num_micro_batches
-    if num_micro_batches - 1 < window:
-        return np.asarray(np.maximum(work, onward + (num_micro_batches + 1) / 2 * one))
     emptied = max(0, (num_micro_batches - 1) // window - 1)
-    if window == 1:
+    if window == 1 < num_micro_batches:
         return np.asarray(work + (2 + emptied) * onward)
     with np.errstate(invalid="ignore"):  # stages that do not fit take forever
+        one = work / num_micro_batches
+        if num_micro_batches > 1:
+            one = np.minimum(one, np.maximum(0.0, (work - returning) / (num_micro_batches - 1)))
+        if num_micro_batches - 1 < window:
+            return np.asarray(work + np.maximum(0.0, onward - (num_micro_batches - 1) / 2 * one))
         hidden = (window - 1) * one
         waiting = np.maximum(0.0, 2 * onward - hidden) + emptied * np.maximum(0.0, onward - hidden)
     return np.asarray(work + waiting)
@@ -80,7 +93,7 @@ class StageBounds(Protocol):
 
     @property
     def seconds(self) -> Floats:
-        """By metric, (3, Q, E, X)."""
+        """By metric, (W, Q, E, X)."""
 
     @property
     def num_entries(self) -> int:
@@ -94,14 +107,33 @@ class _Ahead:
     Attributes:
         limit: of the whole step.
         onward: least way through it and all later stages and back, by first layer and entry.
+        busy: least time that it and all later stages need for their passes, likewise.
         latest: how late it may begin, by first layer and entry.
         begin: how late each of its stages may begin, (Q, E, X).
     """
 
     limit: float
     onward: list[Floats]
+    busy: list[Floats]
     latest: list[Floats]
     begin: list[Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ways:
+    """What lies before and behind each stage of a skeleton.
+
+    Attributes:
+        own: seconds of each stage by metric, (W,).
+        begun: the way of one micro-batch to it, and back from it.
+        onward: the way through all later stages and back.
+        busy: time from the begin of the next stage to when all later ones have done their passes.
+    """
+
+    own: list[Floats]
+    begun: list[float]
+    onward: list[float]
+    busy: list[float]
 
 
 class Skeletons:
@@ -131,25 +163,38 @@ class Skeletons:
 
     def _onward(self) -> list[Floats]:
         """Give per place the least way through it and all later stages and back, by first layer and entry."""
+        return self._from_behind(lambda own, later: own + later)
+
+    def _busy(self) -> list[Floats]:
+        """Give per place the least time that it and all later stages need for their passes, by first layer and entry.
+
+        However long the others take, the stage that takes longest works through all micro-batches, between the way of
+        the first one to it and the way back of the last.
+        """
+        return self._from_behind(lambda own, later: np.maximum(self._num_micro_batches * own, own + later))
+
+    def _from_behind(self, joined: Callable[[Floats, Floats], Floats]) -> list[Floats]:
+        """Join traversals of stages with what follows them, last place first, and take the least of each beginning."""
         shape = (self._num_layers + 1, 1)
-        onward = [np.zeros(shape)]
+        found = [np.zeros(shape)]
         for place in reversed(self._places):
-            way = place.seconds[Metric.TRAVERSAL] + onward[-1][place.end][:, None, :]
+            amounts = joined(place.seconds[Metric.TRAVERSAL], found[-1][place.end][:, None, :])
             least = np.full((shape[0], place.num_entries), INFINITE)
             if len(place.start):
                 starts = place.start[place.offsets]
-                least[starts] = np.minimum.reduceat(way.min(axis=2), place.offsets, axis=0)
-            onward.append(least)
-        return onward[::-1]
+                least[starts] = np.minimum.reduceat(amounts.min(axis=2), place.offsets, axis=0)
+            found.append(least)
+        return found[::-1]
 
     def _slack(self, limit: float) -> list[Floats]:
         """Tell per place how late each stage may begin so that all that follows ends within the limit, (Q, E, X)."""
         return self._followed(limit).begin
 
     def _followed(self, limit: float) -> "_Ahead":
-        onward = self._onward()
         at_end = np.full((self._num_layers + 1, 1), limit)
-        ahead = _Ahead(limit, onward, [at_end] * (len(self._places) + 1), [at_end] * len(self._places))
+        ahead = _Ahead(
+            limit, self._onward(), self._busy(), [at_end] * (len(self._places) + 1), [at_end] * len(self._places)
+        )
         for k in reversed(range(len(self._places))):
             place = self._places[k]
             begin = ahead.begin[k] = self._latest_begin(k, place.seconds, ahead)
@@ -160,9 +205,10 @@ class Skeletons:
         return ahead
 
     def _latest_begin(self, k: int, seconds: Floats, ahead: "_Ahead") -> Floats:
-        """Tell how late stages of a place may begin if they take ``seconds``, (3, Q, E, ...); -infinity for never."""
+        """Tell how late stages of a place may begin if they take ``seconds``, (W, Q, E, ...); -infinity for never."""
         place = self._places[k]
-        passing = self._passed(k, seconds[Metric.WORK], ahead.onward[k + 1][place.end][:, None, :])
+        onward, busy = (behind[k + 1][place.end][:, None, :] for behind in (ahead.onward, ahead.busy))
+        passing = self._passed(k, seconds, onward, busy)
         with np.errstate(invalid="ignore"):  # infinity minus infinity: a stage that does not fit
             latest = ahead.latest[k + 1][place.end][:, None, :]
             begin = np.minimum(ahead.limit - passing, latest - seconds[Metric.TRAVERSAL])
@@ -174,7 +220,7 @@ class Skeletons:
 
         Args:
             limit: of the skeleton.
-            alternatives: per place other seconds of its stages, (3, Q, E, any number); layouts must not be told apart.
+            alternatives: per place other seconds of its stages, (W, Q, E, any number); layouts must not be told apart.
 
         Returns:
             per place, (Q, any number).
@@ -214,11 +260,12 @@ class Skeletons:
 
     def bound_of(self, skeleton: Skeleton) -> float:
         """Give the limit at which a skeleton drops out."""
-        onward = self._onward()
+        onward, busy = self._onward(), self._busy()
         begun = bound = 0.0
         for k, one in enumerate(skeleton.stages):
             place, (stage, _, leaving) = self._places[k], one
-            passing = float(self._passed(k, place.seconds[Metric.WORK][one], onward[k + 1][place.end[stage], leaving]))
+            later = onward[k + 1][place.end[stage], leaving], busy[k + 1][place.end[stage], leaving]
+            passing = float(self._passed(k, place.seconds[:, *one], *later))
             finish = float(self._least_forward[place.start[stage]] + place.seconds[Metric.FINISH][one])
             bound = max(bound, begun + passing, finish)
             begun += float(place.seconds[Metric.TRAVERSAL][one])
@@ -226,37 +273,58 @@ class Skeletons:
 
     def ceilings(self, skeleton: Skeleton, k: int, limit: float) -> dict[Metric, float]:
         """Give what a stage may come to so that the bound of its skeleton stays below the limit."""
-        own, begun, onward = self._ways(skeleton)
-        later = [limit - begun[j] - self._passed(j, own[j][Metric.WORK], onward[j]) for j in range(k + 1, len(own))]
-        low, high = float(own[k][Metric.WORK]), limit
+        ways = self._ways(skeleton)
+        own, begun, onward, busy = ways.own, ways.begun, ways.onward, ways.busy
+        later = [limit - self._ended(ways, j) for j in range(k + 1, len(own))]
+        low, high, tried = float(own[k][Metric.WORK]), limit, own[k].copy()
         for _ in range(NUM_BISECTIONS):
             middle = (low + high) / 2
-            within = begun[k] + self._passed(k, np.asarray(middle), onward[k]) <= limit
+            tried[Metric.WORK] = middle
+            within = begun[k] + self._passed(k, tried, onward[k], busy[k]) <= limit
             low, high = (middle, high) if within else (low, middle)
         first = int(self._places[k].start[skeleton.stages[k][0]])
         return {
             Metric.FINISH: limit - float(self._least_forward[first]),
             Metric.WORK: high,
-            Metric.TRAVERSAL: float(own[k][Metric.TRAVERSAL]) + max(0.0, float(min(later, default=limit))),
+            Metric.TRAVERSAL: float(own[k][Metric.TRAVERSAL]) + max(0.0, min(later, default=limit)),
+            Metric.RETURN: limit - begun[k] - busy[k],
+            Metric.DRAIN: limit - begun[k] - self._num_ways(k) * onward[k],
         }
 
     def own_bound(self, skeleton: Skeleton) -> float:
         """Bound a skeleton by its own later stages; at least :meth:`bound_of`, which takes the quickest of all."""
-        own, begun, onward = self._ways(skeleton)
-        return max(float(begun[k] + self._passed(k, one[Metric.WORK], onward[k])) for k, one in enumerate(own))
+        ways = self._ways(skeleton)
+        return max(self._ended(ways, k) for k in range(len(ways.own)))
 
-    def _ways(self, skeleton: Skeleton) -> tuple[list[Floats], Floats, list[float]]:
-        """Give per stage its seconds by metric, when it begins, and the way through all later stages and back."""
+    def _ended(self, ways: "_Ways", k: int) -> float:
+        """Tell when a step ends as far as that is decided by one stage and the ways to it and behind it."""
+        return ways.begun[k] + float(self._passed(k, ways.own[k], ways.onward[k], ways.busy[k]))
+
+    def _ways(self, skeleton: Skeleton) -> "_Ways":
         own = [place.seconds[:, *one] for place, one in zip(self._places, skeleton.stages, strict=True)]
-        begun = np.concatenate([[0.0], np.cumsum([one[Metric.TRAVERSAL] for one in own])])
-        onward = [float(begun[-1] - begun[k + 1]) for k in range(len(own))]
-        return own, begun, onward
+        traversals = [float(one[Metric.TRAVERSAL]) for one in own]
+        begun = list(accumulate(traversals, initial=0.0))
+        busy = [0.0]
+        for traversal in reversed(traversals[1:]):
+            busy.append(max(self._num_micro_batches * traversal, traversal + busy[-1]))
+        return _Ways(own, begun[:-1], [begun[-1] - one for one in begun[1:]], busy[::-1])
 
-    def _passed(self, k: int, work: Floats, onward: Floats | float) -> Floats:
-        return schedule_seconds(
-            work,
+    def _passed(self, k: int, seconds: Floats, onward: Floats | float, busy: Floats | float) -> Floats:
+        """Bound what a step takes from where a stage begins, with what all later ones take; seconds by metric."""
+        scheduled = schedule_seconds(
+            seconds[Metric.WORK],
             np.asarray(onward),
             num_micro_batches=self._num_micro_batches,
             ahead=len(self._places) - k,
             schedule=self._schedule,
+            returning=seconds[Metric.RETURN],
         )
+        drained = seconds[Metric.DRAIN] + self._num_ways(k) * onward
+        return np.asarray(np.maximum(scheduled, np.maximum(seconds[Metric.RETURN] + busy, drained)))
+
+    def _num_ways(self, k: int) -> float:
+        """Count the ways through all later stages and back that what a place drains is beside."""
+        if k:
+            return 1.0
+        in_flight = self._num_micro_batches if self._schedule is Schedule.GPIPE else len(self._places)
+        return draining(self._num_micro_batches, in_flight)[2]
