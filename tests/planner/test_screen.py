@@ -185,7 +185,13 @@ def whole(kinds: tuple[int, ...], *layers: LayerOptions, budget_bytes: int) -> t
     prices = PriceList.of(problem.model_copy(update={"profile": profile}))
     options = PipelineOptions(prices, kinds, layers, (TENSOR, DATA)[: len(layers[0].slots)])
     alone = Position(
-        stage_index=0, num_micro_batches=1, in_flight=1, budget_bytes=budget_bytes, is_first=True, is_last=True
+        stage_index=0,
+        num_micro_batches=1,
+        in_flight=1,
+        first_in_flight=1,
+        budget_bytes=budget_bytes,
+        is_first=True,
+        is_last=True,
     )
     contents = Contents(kinds)
     return Screen(options, contents, [alone]), contents.table[0, [len(kinds)]]

@@ -75,17 +75,21 @@ class Pipeline:
             Position(
                 stage_index=k,
                 num_micro_batches=self.split.num_micro_batches,
-                in_flight=in_flight(
-                    self.problem.limits.schedule,
-                    stage_index=k,
-                    num_stages=self.num_stages,
-                    num_micro_batches=self.split.num_micro_batches,
-                ),
+                in_flight=self._in_flight(k),
+                first_in_flight=self._in_flight(0),
                 budget_bytes=budget,
                 is_first=k == 0,
                 is_last=k == self.num_stages - 1,
             )
             for k in range(self.num_stages)
+        )
+
+    def _in_flight(self, k: int) -> int:
+        return in_flight(
+            self.problem.limits.schedule,
+            stage_index=k,
+            num_stages=self.num_stages,
+            num_micro_batches=self.split.num_micro_batches,
         )
 
 

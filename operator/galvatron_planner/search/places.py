@@ -31,7 +31,12 @@ class Metric(IntEnum):
     The first stage ends last: reduction and optimizer follow its last pass, however long other stages have worked.
     """
     DRAIN = 4
-    """What the first stage computes beside the ways through all others for which it waits; see :func:`draining`."""
+    """What the first stage does beside the ways through all others for which it waits; see :func:`draining`.
+
+    Of other stages: what they add to so many ways, with their optimizer.
+    """
+    PASSES = 5
+    """The same of the first stage without its optimizer, since that of another one may take longer."""
 
 
 def draining(num_micro_batches: int, in_flight: int) -> tuple[float, float, float]:
@@ -64,6 +69,7 @@ class Position:
         stage_index: of the place.
         num_micro_batches: of the step.
         in_flight: micro-batches whose activations they hold at most.
+        first_in_flight: those of the first stage.
         budget_bytes: device memory without the reserve.
         is_first: whether the model begins here.
         is_last: whether it ends here.
@@ -72,6 +78,7 @@ class Position:
     stage_index: int
     num_micro_batches: int
     in_flight: int
+    first_in_flight: int
     budget_bytes: int
     is_first: bool
     is_last: bool
@@ -89,19 +96,16 @@ class Position:
         m, after_all = float(self.num_micro_batches), float(self.is_first)
         if self.is_first and self.is_last:
             return m, m, 1.0, 1.0
+        forward, backward, ways = draining(self.num_micro_batches, self.first_in_flight)
         return {
             Metric.TRAVERSAL: (1.0, 1.0, after_all, 0.0),
             Metric.WORK: (m, m, after_all, 1.0),
             Metric.FINISH: (m, m, 1.0, 1.0),
             Metric.RETURN: (1.0, 1.0, after_all, after_all),
-            # Of later stages the same as traversal: that is less, and costs nothing more to bound.
-            Metric.DRAIN: (*self._drained, 1.0, 1.0) if self.is_first else (1.0, 1.0, 0.0, 0.0),
+            Metric.DRAIN: (forward, backward, 1.0, 1.0) if self.is_first else (ways, ways, 0.0, 1.0),
+            # Where it tells nothing it is the same as another one, and costs nothing more to bound.
+            Metric.PASSES: (forward, backward, 1.0, 0.0) if self.is_first else (1.0, 1.0, 0.0, 0.0),
         }[metric]
-
-    @property
-    def _drained(self) -> tuple[float, float]:
-        forward, backward, _ = draining(self.num_micro_batches, self.in_flight)
-        return forward, backward
 
 
 class Place:

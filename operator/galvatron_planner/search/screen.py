@@ -215,12 +215,11 @@ class Screen:
         Of layers by themselves these are the only prices at which the cheapest choice changes. Metrics differ in little
         but their scale, except where the optimizer weighs as much as a pass.
         """
-        work, back = self._rates(Metric.WORK), self._rates(Metric.RETURN)
-        drain = self._rates(Metric.DRAIN)
+        work = self._rates(Metric.WORK)
         passes = np.array([float(one.num_micro_batches) for one in self._positions])
         is_whole = np.array([one.is_first and one.is_last for one in self._positions])
         traversal = np.where(is_whole[:, None], work, work / passes[:, None])
-        return np.stack([traversal, work, work, back, drain])
+        return np.stack([traversal, work, work, *map(self._rates, (Metric.RETURN, Metric.DRAIN, Metric.PASSES))])
 
     def _rates(self, metric: Metric) -> Floats:
         """Give zero and at most as many exchange rates as are tried, (P, M); the last one fills up."""

@@ -5,7 +5,7 @@ through the schedule that :func:`schedule_seconds` gives; a dynamic programme ov
 tells how late each stage may begin, and thereby which skeletons have a bound below a time.
 """
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
@@ -101,20 +101,38 @@ class StageBounds(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class _Behind:
+    """The least that a place and all later ones take, by first layer and entry, for every place and none.
+
+    Attributes:
+        onward: way of one micro-batch through their stages and back.
+        busy: time for all their passes. However long the others take, the stage that takes longest works through all
+            micro-batches, between the way of the first one to it and the way back of the last.
+        settled: ways for which the first stage waits, with the longest optimizer.
+    """
+
+    onward: list[Floats]
+    busy: list[Floats]
+    settled: list[Floats]
+
+    def of(self, k: int, *at: Integers | int) -> tuple[Floats, Floats, Floats]:
+        """Give all three of one place, at some first layers and maybe entries."""
+        return self.onward[k][at], self.busy[k][at], self.settled[k][at]
+
+
+@dataclass(frozen=True, slots=True)
 class _Ahead:
     """What lies ahead of the stages, per place.
 
     Attributes:
         limit: of the whole step.
-        onward: least way through it and all later stages and back, by first layer and entry.
-        busy: least time that it and all later stages need for their passes, likewise.
+        behind: the stages of each place.
         latest: how late it may begin, by first layer and entry.
         begin: how late each of its stages may begin, (Q, E, X).
     """
 
     limit: float
-    onward: list[Floats]
-    busy: list[Floats]
+    behind: "_Behind"
     latest: list[Floats]
     begin: list[Floats]
 
@@ -128,12 +146,14 @@ class _Ways:
         begun: the way of one micro-batch to it, and back from it.
         onward: the way through all later stages and back.
         busy: time from the begin of the next stage to when all later ones have done their passes.
+        settled: ways for which the first stage waits, with the longest optimizer of all later ones.
     """
 
     own: list[Floats]
     begun: list[float]
     onward: list[float]
     busy: list[float]
+    settled: list[float]
 
 
 class Skeletons:
@@ -148,6 +168,8 @@ class Skeletons:
         self._num_layers = len(options.kinds)
         self._num_micro_batches = num_micro_batches
         self._schedule = schedule
+        in_flight = num_micro_batches if schedule is Schedule.GPIPE else len(places)
+        self._num_ways = draining(num_micro_batches, in_flight)[2]
 
     def lowest(self, limit: float, *, resolution: float = ROUNDING) -> Skeleton | None:
         """Find the skeleton of lowest bound below the limit.
@@ -161,30 +183,26 @@ class Skeletons:
             limit = self.bound_of(skeleton) * (1 - resolution)
         return found
 
-    def _onward(self) -> list[Floats]:
-        """Give per place the least way through it and all later stages and back, by first layer and entry."""
-        return self._from_behind(lambda own, later: own + later)
-
-    def _busy(self) -> list[Floats]:
-        """Give per place the least time that it and all later stages need for their passes, by first layer and entry.
-
-        However long the others take, the stage that takes longest works through all micro-batches, between the way of
-        the first one to it and the way back of the last.
-        """
-        return self._from_behind(lambda own, later: np.maximum(self._num_micro_batches * own, own + later))
-
-    def _from_behind(self, joined: Callable[[Floats, Floats], Floats]) -> list[Floats]:
-        """Join traversals of stages with what follows them, last place first, and take the least of each beginning."""
-        shape = (self._num_layers + 1, 1)
-        found = [np.zeros(shape)]
+    def _behind(self) -> "_Behind":
+        """Work out what lies behind each place, from the last one on."""
+        nothing = np.zeros((self._num_layers + 1, 1))
+        onward, busy, settled = [nothing], [nothing], [nothing]
         for place in reversed(self._places):
-            amounts = joined(place.seconds[Metric.TRAVERSAL], found[-1][place.end][:, None, :])
-            least = np.full((shape[0], place.num_entries), INFINITE)
-            if len(place.start):
-                starts = place.start[place.offsets]
-                least[starts] = np.minimum.reduceat(amounts.min(axis=2), place.offsets, axis=0)
-            found.append(least)
-        return found[::-1]
+            own, last = place.seconds[Metric.TRAVERSAL], place.seconds[Metric.DRAIN]
+            later, working, settling = (one[-1][place.end][:, None, :] for one in (onward, busy, settled))
+            onward.append(self._least(place, own + later))
+            busy.append(self._least(place, np.maximum(self._num_micro_batches * own, own + working)))
+            settling = np.maximum(last + self._num_ways * later, self._num_ways * own + settling)
+            settled.append(self._least(place, settling))
+        return _Behind(onward[::-1], busy[::-1], settled[::-1])
+
+    def _least(self, place: StageBounds, amounts: Floats) -> Floats:
+        """Take the least of the stages with each first layer, by entry."""
+        least = np.full((self._num_layers + 1, place.num_entries), INFINITE)
+        if len(place.start):
+            starts = place.start[place.offsets]
+            least[starts] = np.minimum.reduceat(amounts.min(axis=2), place.offsets, axis=0)
+        return least
 
     def _slack(self, limit: float) -> list[Floats]:
         """Tell per place how late each stage may begin so that all that follows ends within the limit, (Q, E, X)."""
@@ -192,9 +210,7 @@ class Skeletons:
 
     def _followed(self, limit: float) -> "_Ahead":
         at_end = np.full((self._num_layers + 1, 1), limit)
-        ahead = _Ahead(
-            limit, self._onward(), self._busy(), [at_end] * (len(self._places) + 1), [at_end] * len(self._places)
-        )
+        ahead = _Ahead(limit, self._behind(), [at_end] * (len(self._places) + 1), [at_end] * len(self._places))
         for k in reversed(range(len(self._places))):
             place = self._places[k]
             begin = ahead.begin[k] = self._latest_begin(k, place.seconds, ahead)
@@ -207,8 +223,8 @@ class Skeletons:
     def _latest_begin(self, k: int, seconds: Floats, ahead: "_Ahead") -> Floats:
         """Tell how late stages of a place may begin if they take ``seconds``, (W, Q, E, ...); -infinity for never."""
         place = self._places[k]
-        onward, busy = (behind[k + 1][place.end][:, None, :] for behind in (ahead.onward, ahead.busy))
-        passing = self._passed(k, seconds, onward, busy)
+        onward, busy, settled = (one[:, None, :] for one in ahead.behind.of(k + 1, place.end))
+        passing = self._passed(k, seconds, onward, busy, settled)
         with np.errstate(invalid="ignore"):  # infinity minus infinity: a stage that does not fit
             latest = ahead.latest[k + 1][place.end][:, None, :]
             begin = np.minimum(ahead.limit - passing, latest - seconds[Metric.TRAVERSAL])
@@ -260,11 +276,11 @@ class Skeletons:
 
     def bound_of(self, skeleton: Skeleton) -> float:
         """Give the limit at which a skeleton drops out."""
-        onward, busy = self._onward(), self._busy()
+        behind = self._behind()
         begun = bound = 0.0
         for k, one in enumerate(skeleton.stages):
             place, (stage, _, leaving) = self._places[k], one
-            later = onward[k + 1][place.end[stage], leaving], busy[k + 1][place.end[stage], leaving]
+            later = behind.of(k + 1, int(place.end[stage]), leaving)
             passing = float(self._passed(k, place.seconds[:, *one], *later))
             finish = float(self._least_forward[place.start[stage]] + place.seconds[Metric.FINISH][one])
             bound = max(bound, begun + passing, finish)
@@ -274,21 +290,24 @@ class Skeletons:
     def ceilings(self, skeleton: Skeleton, k: int, limit: float) -> dict[Metric, float]:
         """Give what a stage may come to so that the bound of its skeleton stays below the limit."""
         ways = self._ways(skeleton)
-        own, begun, onward, busy = ways.own, ways.begun, ways.onward, ways.busy
+        own, begun, onward, busy, settled = ways.own, ways.begun, ways.onward, ways.busy, ways.settled
         later = [limit - self._ended(ways, j) for j in range(k + 1, len(own))]
         low, high, tried = float(own[k][Metric.WORK]), limit, own[k].copy()
         for _ in range(NUM_BISECTIONS):
             middle = (low + high) / 2
             tried[Metric.WORK] = middle
-            within = begun[k] + self._passed(k, tried, onward[k], busy[k]) <= limit
+            within = begun[k] + self._passed(k, tried, onward[k], busy[k], settled[k]) <= limit
             low, high = (middle, high) if within else (low, middle)
         first = int(self._places[k].start[skeleton.stages[k][0]])
+        traversal = float(own[k][Metric.TRAVERSAL]) + max(0.0, min(later, default=limit))
+        others = self._num_ways * (onward[0] - float(own[k][Metric.TRAVERSAL]))
         return {
             Metric.FINISH: limit - float(self._least_forward[first]),
             Metric.WORK: high,
-            Metric.TRAVERSAL: float(own[k][Metric.TRAVERSAL]) + max(0.0, min(later, default=limit)),
+            Metric.TRAVERSAL: traversal,
             Metric.RETURN: limit - begun[k] - busy[k],
-            Metric.DRAIN: limit - begun[k] - self._num_ways(k) * onward[k],
+            Metric.DRAIN: limit - (float(own[0][Metric.PASSES]) + others if k else self._num_ways * onward[0]),
+            Metric.PASSES: traversal if k else limit - settled[0],
         }
 
     def own_bound(self, skeleton: Skeleton) -> float:
@@ -298,18 +317,22 @@ class Skeletons:
 
     def _ended(self, ways: "_Ways", k: int) -> float:
         """Tell when a step ends as far as that is decided by one stage and the ways to it and behind it."""
-        return ways.begun[k] + float(self._passed(k, ways.own[k], ways.onward[k], ways.busy[k]))
+        return ways.begun[k] + float(self._passed(k, ways.own[k], ways.onward[k], ways.busy[k], ways.settled[k]))
 
     def _ways(self, skeleton: Skeleton) -> "_Ways":
         own = [place.seconds[:, *one] for place, one in zip(self._places, skeleton.stages, strict=True)]
         traversals = [float(one[Metric.TRAVERSAL]) for one in own]
         begun = list(accumulate(traversals, initial=0.0))
-        busy = [0.0]
-        for traversal in reversed(traversals[1:]):
+        onward, busy, settled = [begun[-1] - one for one in begun[1:]], [0.0], [0.0]
+        for k in reversed(range(1, len(own))):
+            traversal, last = traversals[k], float(own[k][Metric.DRAIN])
             busy.append(max(self._num_micro_batches * traversal, traversal + busy[-1]))
-        return _Ways(own, begun[:-1], [begun[-1] - one for one in begun[1:]], busy[::-1])
+            settled.append(max(last + self._num_ways * onward[k], self._num_ways * traversal + settled[-1]))
+        return _Ways(own, begun[:-1], onward, busy[::-1], settled[::-1])
 
-    def _passed(self, k: int, seconds: Floats, onward: Floats | float, busy: Floats | float) -> Floats:
+    def _passed(
+        self, k: int, seconds: Floats, onward: Floats | float, busy: Floats | float, settled: Floats | float
+    ) -> Floats:
         """Bound what a step takes from where a stage begins, with what all later ones take; seconds by metric."""
         scheduled = schedule_seconds(
             seconds[Metric.WORK],
@@ -319,12 +342,8 @@ class Skeletons:
             schedule=self._schedule,
             returning=seconds[Metric.RETURN],
         )
-        drained = seconds[Metric.DRAIN] + self._num_ways(k) * onward
-        return np.asarray(np.maximum(scheduled, np.maximum(seconds[Metric.RETURN] + busy, drained)))
-
-    def _num_ways(self, k: int) -> float:
-        """Count the ways through all later stages and back that what a place drains is beside."""
-        if k:
-            return 1.0
-        in_flight = self._num_micro_batches if self._schedule is Schedule.GPIPE else len(self._places)
-        return draining(self._num_micro_batches, in_flight)[2]
+        passed = np.maximum(scheduled, seconds[Metric.RETURN] + busy)
+        if k == 0:
+            passed = np.maximum(passed, seconds[Metric.DRAIN] + self._num_ways * onward)
+            passed = np.maximum(passed, seconds[Metric.PASSES] + settled)
+        return np.asarray(passed)
