@@ -2,7 +2,7 @@
 
     cd tests && python -m benchmarks.resume [--zero2] [--sources N]
 
-All pairs take about 100 minutes on two cores; with ``--sources`` every plan resumes the checkpoints of N others, other
+All pairs take about an hour on two cores; with ``--sources`` every plan resumes the checkpoints of N others, other
 ones each. 44 strategies (62 with ZeRO-2) on six blocks of a GPT whose vocabulary is tied; embedding and head have that
 of the blocks, without CKPT. Exits with 1 where a single tensor differs.
 """
