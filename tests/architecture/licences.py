@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from architecture.reference import ROOT
+
 DOCUMENT = ROOT / "docs" / "licences.md"
 IMAGES = ("operator", "runtime")
 

@@ -16,7 +16,8 @@ from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 from packaging.version import Version
 
-from architecture.licences import DOCUMENT, IMAGES, ROOT
+from architecture.licences import DOCUMENT, IMAGES
+from architecture.reference import ROOT
 from charts.rendering import without
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

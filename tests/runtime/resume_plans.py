@@ -129,11 +129,12 @@ def local(tensor: Tensor) -> Tensor:
 
 def elements(tensor: Tensor) -> Tensor:
     """Tell which elements of the whole tensor this rank's piece holds, as flat indices in its own order."""
-    own = torch.arange(tensor.numel() if not isinstance(tensor, DTensor) else tensor.to_local().numel())
+    piece = local(tensor)
+    own = torch.arange(piece.numel())
     if not isinstance(tensor, DTensor):
         return own
     marked = DTensor.from_local(
-        (own + dist.get_rank() * OF_A_RANK).view_as(tensor.to_local()),
+        (own + dist.get_rank() * OF_A_RANK).view_as(piece),
         tensor.device_mesh,
         tensor.placements,
         run_check=False,

@@ -75,10 +75,6 @@ class Guide:
         """Bound, at every price, a stage whose layers may keep ``room`` bytes; infinite when they cannot."""
         return np.where(self.least_total > room, np.inf, self.total - self.prices * room)
 
-    def seconds(self, room: float) -> float:
-        """Bound the seconds of a stage whose layers may keep ``room`` bytes; all caps are the same."""
-        return float(self.bounds(np.full(len(self.prices), room)).max())
-
 
 def guide(graph: StageGraph, kinds: Kinds, leaves: Flags, *, prices: Floats, caps: Integers) -> Guide:
     """Find the cheapest ways to the end at every price, with working memory of at most the cap that goes with it."""

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from galvatron_planner.cost.pipeline import in_flight
 from galvatron_planner.problem import Schedule
 from galvatron_planner.search.front import ROUNDING
 from galvatron_planner.search.options import FORWARD, Flags, Floats, Integers, PipelineOptions
@@ -132,7 +133,7 @@ class _Ahead:
     """
 
     limit: float
-    behind: "_Behind"
+    behind: _Behind
     latest: list[Floats]
     begin: list[Floats]
 
@@ -168,22 +169,22 @@ class Skeletons:
         self._num_layers = len(options.kinds)
         self._num_micro_batches = num_micro_batches
         self._schedule = schedule
-        in_flight = num_micro_batches if schedule is Schedule.GPIPE else len(places)
-        self._num_ways = draining(num_micro_batches, in_flight)[2]
+        held = in_flight(schedule, stage_index=0, num_stages=len(places), num_micro_batches=num_micro_batches)
+        self._num_ways = draining(num_micro_batches, held)[2]
 
     def lowest(self, limit: float, *, resolution: float = ROUNDING) -> Skeleton | None:
         """Find the skeleton of lowest bound below the limit.
 
         There is none whose bound is lower by more than ``resolution``, relative to the bound.
         """
-        found = None
-        while (skeleton := next(self.below(limit), None)) is not None:
+        found, behind = None, self._behind()
+        while (skeleton := next(self._extended_below(limit, behind), None)) is not None:
             found = skeleton
             # From the bound of what was found on downwards, until nothing is below: few steps, for bounds are few.
-            limit = self.bound_of(skeleton) * (1 - resolution)
+            limit = self._bound(skeleton, behind) * (1 - resolution)
         return found
 
-    def _behind(self) -> "_Behind":
+    def _behind(self) -> _Behind:
         """Work out what lies behind each place, from the last one on."""
         nothing = np.zeros((self._num_layers + 1, 1))
         onward, busy, settled = [nothing], [nothing], [nothing]
@@ -204,13 +205,10 @@ class Skeletons:
             least[starts] = np.minimum.reduceat(amounts.min(axis=2), place.offsets, axis=0)
         return least
 
-    def _slack(self, limit: float) -> list[Floats]:
-        """Tell per place how late each stage may begin so that all that follows ends within the limit, (Q, E, X)."""
-        return self._followed(limit).begin
-
-    def _followed(self, limit: float) -> "_Ahead":
+    def _followed(self, limit: float, behind: _Behind) -> _Ahead:
+        """Tell how late stages may begin so that all that follows ends within the limit."""
         at_end = np.full((self._num_layers + 1, 1), limit)
-        ahead = _Ahead(limit, self._behind(), [at_end] * (len(self._places) + 1), [at_end] * len(self._places))
+        ahead = _Ahead(limit, behind, [at_end] * (len(self._places) + 1), [at_end] * len(self._places))
         for k in reversed(range(len(self._places))):
             place = self._places[k]
             begin = ahead.begin[k] = self._latest_begin(k, place.seconds, ahead)
@@ -220,7 +218,7 @@ class Skeletons:
                 ahead.latest[k][starts] = np.maximum.reduceat(begin.max(axis=2), place.offsets, axis=0)
         return ahead
 
-    def _latest_begin(self, k: int, seconds: Floats, ahead: "_Ahead") -> Floats:
+    def _latest_begin(self, k: int, seconds: Floats, ahead: _Ahead) -> Floats:
         """Tell how late stages of a place may begin if they take ``seconds``, (W, Q, E, ...); -infinity for never."""
         place = self._places[k]
         onward, busy, settled = (one[:, None, :] for one in ahead.behind.of(k + 1, place.end))
@@ -241,7 +239,7 @@ class Skeletons:
         Returns:
             per place, (Q, any number).
         """
-        ahead, begun = self._followed(limit), np.zeros((self._num_layers + 1, 1))
+        ahead, begun = self._followed(limit, self._behind()), np.zeros((self._num_layers + 1, 1))
         begun[1:] = INFINITE
         found: list[Flags] = []
         for k, (place, seconds) in enumerate(zip(self._places, alternatives, strict=True)):
@@ -254,8 +252,10 @@ class Skeletons:
 
     def below(self, limit: float, solved: Set[Skeleton] = frozenset()) -> Iterator[Skeleton]:
         """Give the skeletons but the solved ones whose bound is below the limit, depth first, most slack first."""
-        slack = self._slack(limit)
-        return (one for one in self._extended(slack, (), start=0, begun=0.0) if one not in solved)
+        return (one for one in self._extended_below(limit, self._behind()) if one not in solved)
+
+    def _extended_below(self, limit: float, behind: _Behind) -> Iterator[Skeleton]:
+        return self._extended(self._followed(limit, behind).begin, (), start=0, begun=0.0)
 
     def _extended(
         self, slack: Sequence[Floats], before: tuple[StageIndex, ...], *, start: int, begun: float
@@ -276,7 +276,9 @@ class Skeletons:
 
     def bound_of(self, skeleton: Skeleton) -> float:
         """Give the limit at which a skeleton drops out."""
-        behind = self._behind()
+        return self._bound(skeleton, self._behind())
+
+    def _bound(self, skeleton: Skeleton, behind: _Behind) -> float:
         begun = bound = 0.0
         for k, one in enumerate(skeleton.stages):
             place, (stage, _, leaving) = self._places[k], one
@@ -315,11 +317,11 @@ class Skeletons:
         ways = self._ways(skeleton)
         return max(self._ended(ways, k) for k in range(len(ways.own)))
 
-    def _ended(self, ways: "_Ways", k: int) -> float:
+    def _ended(self, ways: _Ways, k: int) -> float:
         """Tell when a step ends as far as that is decided by one stage and the ways to it and behind it."""
         return ways.begun[k] + float(self._passed(k, ways.own[k], ways.onward[k], ways.busy[k], ways.settled[k]))
 
-    def _ways(self, skeleton: Skeleton) -> "_Ways":
+    def _ways(self, skeleton: Skeleton) -> _Ways:
         own = [place.seconds[:, *one] for place, one in zip(self._places, skeleton.stages, strict=True)]
         traversals = [float(one[Metric.TRAVERSAL]) for one in own]
         begun = list(accumulate(traversals, initial=0.0))
